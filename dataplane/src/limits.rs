@@ -1,0 +1,43 @@
+//! Every limit of the engine, in one place.
+//!
+//! Reaching a limit is never a crash: it is a named refusal by the loader, or a named counter in a worker. The BPF program
+//! sizes its maps by the same numbers (`bpf/limits.h`; a test compares the two files).
+
+/// Ports of one dataplane: pods, uplinks and the host port together.
+pub const MAX_PORTS: usize = 512;
+/// Queues of one port that can carry a socket; also the stride of the XSKMAP (`port * MAX_QUEUES + queue`).
+pub const MAX_QUEUES: usize = 16;
+/// Worker threads.
+pub const MAX_WORKERS: usize = 16;
+/// Uplinks named by the configuration.
+pub const MAX_UPLINKS: usize = 8;
+/// Entries of the forwarding database, all ports together.
+pub const MAX_FDB: usize = 16_384;
+/// Learned (not static) MAC addresses of one pod port; further ones stay with the kernel.
+pub const MAX_LEARNED_PER_PORT: usize = 64;
+/// Reports of new or moved MAC addresses that one port may make per second.
+pub const MAX_LEARN_REPORTS_PER_SECOND: u32 = 64;
+/// Neighbours (resolved next hops and on-link hosts), both families together.
+pub const MAX_NEIGHBOURS: usize = 16_384;
+/// Routes of one family.
+pub const MAX_ROUTES: usize = 262_144;
+/// Distinct next hops of all routes.
+pub const MAX_NEXT_HOPS: usize = 16_384;
+/// Configured cluster CIDRs of one family.
+pub const MAX_CLUSTER_CIDRS: usize = 16;
+/// Bytes of one UMEM frame (chunk). A page, so that chunks need no huge pages and never straddle two.
+pub const CHUNK_SIZE: usize = 4096;
+/// Bytes that the kernel keeps free in front of every received frame (`XDP_PACKET_HEADROOM`, `linux/bpf.h`).
+pub const RX_HEADROOM: usize = 256;
+/// UMEM frames of one packet at most: `MAX_SKB_FRAGS + 1` (`net/xdp/xsk.c`).
+pub const MAX_PIECES: usize = 18;
+/// Bytes of the largest frame that the engine carries, Ethernet header included.
+pub const MAX_FRAME: usize = 65_014;
+/// Packets that a worker takes from one socket before it looks at the next.
+pub const BATCH: usize = 64;
+/// Descriptors of one hand-off ring between two workers.
+pub const HANDOFF_RING: usize = 1024;
+/// A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds.
+pub const HEARTBEAT_STALE_MS: u64 = 80;
+/// A sleeping worker wakes at least this often to write its heartbeat, milliseconds.
+pub const HEARTBEAT_PERIOD_MS: u64 = 30;

@@ -1,0 +1,79 @@
+//! What is looked at behind the IP header: enough of TCP, UDP and ICMP to admit a packet.
+
+use crate::forward::PassReason;
+
+/// IP protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+/// IP protocol number of ICMPv6.
+pub const ICMPV6: u8 = 58;
+
+/// Bytes of a TCP header without options.
+pub const TCP_BYTES: u32 = 20;
+/// Bytes of a UDP header.
+pub const UDP_BYTES: u32 = 8;
+/// Bytes of the fixed part of an ICMP header.
+pub const ICMP_BYTES: u32 = 8;
+
+/// UDP ports behind which a tunnel's inner packet may still lack its checksum (the sender's stack offloads the inner one
+/// and computes the outer one around it): VXLAN (IANA and Linux's old default), Geneve, FOU/GUE, GTP-U, MPLS.
+const TUNNEL_PORTS: [u16; 7] = [4789, 8472, 6081, 5555, 6080, 2152, 6635];
+
+/// What admission found out.
+#[derive(Clone, Copy)]
+pub struct L4 {
+    pub may_hide_checksum: bool,
+}
+
+/// Admits an IPv4 payload of `l4_bytes` that starts at `offset`.
+#[inline]
+pub fn check_ipv4(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Result<L4, PassReason> {
+    match protocol {
+        TCP => longer(l4_bytes, TCP_BYTES),
+        UDP => udp(bytes, offset, l4_bytes, true),
+        ICMP => longer(l4_bytes, ICMP_BYTES),
+        _ => Err(PassReason::Protocol),
+    }
+}
+
+/// Admits an IPv6 payload of `l4_bytes` that starts at `offset`. Neighbour and router discovery (ICMPv6 types 133 to 137,
+/// RFC 4861) are the kernel's.
+#[inline]
+pub fn check_ipv6(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Result<L4, PassReason> {
+    match protocol {
+        TCP => longer(l4_bytes, TCP_BYTES),
+        UDP => udp(bytes, offset, l4_bytes, false),
+        ICMPV6 => {
+            let kind = *bytes.get(usize::from(offset)).ok_or(PassReason::Malformed)?;
+            if (133..=137).contains(&kind) { Err(PassReason::NeighbourDiscovery) } else { longer(l4_bytes, ICMP_BYTES) }
+        }
+        // Hop-by-hop, routing, fragment, ESP, AH, no next header, destination options, mobility, HIP, shim6 (IANA).
+        44 => Err(PassReason::Fragment),
+        0 | 43 | 50 | 51 | 59 | 60 | 135 | 139 | 140 => Err(PassReason::Options),
+        _ => Err(PassReason::Protocol),
+    }
+}
+
+#[inline]
+fn longer(l4_bytes: u32, least: u32) -> Result<L4, PassReason> {
+    if l4_bytes < least { Err(PassReason::Malformed) } else { Ok(L4 { may_hide_checksum: false }) }
+}
+
+#[inline]
+fn udp(bytes: &[u8], offset: u16, l4_bytes: u32, over_ipv4: bool) -> Result<L4, PassReason> {
+    let header: &[u8; UDP_BYTES as usize] =
+        bytes.get(usize::from(offset)..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)?;
+    let source = u16::from_be_bytes([header[0], header[1]]);
+    let destination = u16::from_be_bytes([header[2], header[3]]);
+    let length = u32::from(u16::from_be_bytes([header[4], header[5]]));
+    if l4_bytes < UDP_BYTES || length != l4_bytes {
+        return Err(PassReason::Malformed);
+    }
+    let no_checksum = over_ipv4 && header[6..8] == [0, 0];
+    let tunnel = TUNNEL_PORTS.contains(&destination) || TUNNEL_PORTS.contains(&source);
+    Ok(L4 { may_hide_checksum: no_checksum || tunnel })
+}
+

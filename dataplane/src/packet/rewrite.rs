@@ -1,0 +1,1 @@
+//! Rewriting of routed frames in place.
