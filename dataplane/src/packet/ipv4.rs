@@ -17,10 +17,8 @@ const FRAGMENT_MASK: u16 = 0xbfff;
 /// Reads the header behind `ethernet`.
 #[inline]
 pub fn parse(bytes: &[u8], frame_bytes: u32, ethernet: Ethernet) -> Result<Headers, PassReason> {
-    let header: &[u8; HEADER_BYTES] = bytes
-        .get(ethernet::HEADER_BYTES..)
-        .and_then(|rest| rest.first_chunk())
-        .ok_or(PassReason::Malformed)?;
+    let header: &[u8; HEADER_BYTES] =
+        bytes.get(ethernet::HEADER_BYTES..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)?;
     if header[0] != VERSION_AND_LENGTH {
         let is_ipv4_with_options = header[0] >> 4 == 4 && header[0] & 0x0f > 5;
         return Err(if is_ipv4_with_options { PassReason::Options } else { PassReason::Malformed });

@@ -12,10 +12,8 @@ pub const HEADER_BYTES: usize = 40;
 /// Reads the header behind `ethernet`.
 #[inline]
 pub fn parse(bytes: &[u8], frame_bytes: u32, ethernet: Ethernet) -> Result<Headers, PassReason> {
-    let header: &[u8; HEADER_BYTES] = bytes
-        .get(ethernet::HEADER_BYTES..)
-        .and_then(|rest| rest.first_chunk())
-        .ok_or(PassReason::Malformed)?;
+    let header: &[u8; HEADER_BYTES] =
+        bytes.get(ethernet::HEADER_BYTES..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)?;
     if header[0] >> 4 != 6 {
         return Err(PassReason::Malformed);
     }

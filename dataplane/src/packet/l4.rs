@@ -76,4 +76,3 @@ fn udp(bytes: &[u8], offset: u16, l4_bytes: u32, over_ipv4: bool) -> Result<L4, 
     let tunnel = TUNNEL_PORTS.contains(&destination) || TUNNEL_PORTS.contains(&source);
     Ok(L4 { may_hide_checksum: no_checksum || tunnel })
 }
-

@@ -61,9 +61,9 @@ impl HostTable {
 
     /// All IPv4 hosts.
     pub fn iter4(&self) -> impl Iterator<Item = (LinkId, Ipv4Addr, u32)> {
-        self.ipv4.iter().map(|(key, adjacency)| {
-            (LinkId((key >> 32) as u16), Ipv4Addr::from_bits(*key as u32), *adjacency)
-        })
+        self.ipv4
+            .iter()
+            .map(|(key, adjacency)| (LinkId((key >> 32) as u16), Ipv4Addr::from_bits(*key as u32), *adjacency))
     }
 
     /// All IPv6 hosts.
