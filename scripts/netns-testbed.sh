@@ -241,17 +241,16 @@ number_of() { # KIND TEXT LAST
 # ---------------------------------------------------------------------------------------------------------------------
 # Names and addresses: everything follows from a node's number, and a pod's number and place on its node
 
-namespace() { printf '%s-%s' "$INSTANCE" "$1"; }
 is_cloud() { [[ ${OPT[topology]} == cloud ]]; }
 fabric() { if is_cloud; then printf router; else printf segment; fi; }
 has_ipv4() { [[ ${OPT[family]} != ipv6 ]]; }
 has_ipv6() { [[ ${OPT[family]} != ipv4 ]]; }
 
-readonly CLUSTER4=10.244.0.0/16 CLUSTER6=fd00:10:244::/48
-readonly OUTSIDE4=198.51.100 OUTSIDE6=2001:db8:ffff:
+# Put together in place: $PODS4.NODE.HOST/24 and $PODS6:NODE::HOST/64, $OUTSIDE4.HOST and $OUTSIDE6::HOST.
+readonly PODS4=10.244 PODS6=fd00:10:244
+readonly CLUSTER4=$PODS4.0.0/16 CLUSTER6=$PODS6::/48
+readonly OUTSIDE4=198.51.100 OUTSIDE6=2001:db8:ffff
 
-pod_net4() { printf '10.244.%d' "$1"; }         # + .HOST/24
-pod_net6() { printf 'fd00:10:244:%d:' "$1"; }   # + :HOST/64
 
 # The node's own end of its uplink network, and the gateway's.
 uplink_net4() { if is_cloud; then printf '192.168.%d' $((100 + $1)); else printf '192.168.100'; fi; }
@@ -381,9 +380,9 @@ start() {
         build_pods_of "$node"
     done
     plug_into_fabric
-    wait_until_ports_forward "$(namespace "$(fabric)")"
+    wait_until_ports_forward "$INSTANCE-$(fabric)"
     for ((node = 1; node <= OPT[nodes]; node++)); do
-        wait_until_ports_forward "$(namespace "node$node")"
+        wait_until_ports_forward "$INSTANCE-node$node"
     done
     BUILDING=no
     printf "Testbed '%s' is up: %s, %s, %d nodes with %d pods each. Look at it: %s status%s\n" "$INSTANCE" \
@@ -405,8 +404,11 @@ check_ready_for_up() {
 # leaving in any way but a finished `up` takes everything down again.
 claim_instance() {
     local key
-    mkdir -p "$STATE_ROOT"
-    mkdir "$STATE_DIR" 2>/dev/null || fail "the testbed '$INSTANCE' is being set up by somebody else: take another --name."
+    # Again, if the last testbed's `down` has just removed the directory above it.
+    until mkdir "$STATE_DIR" 2>/dev/null; do
+        [[ ! -d $STATE_DIR ]] || fail "the testbed '$INSTANCE' is being set up by somebody else: take another --name."
+        mkdir -p "$STATE_ROOT"
+    done
     BUILDING=yes
     for key in "${REMEMBERED[@]}"; do
         printf '%s=%s\n' "$key" "${OPT[$key]}"
@@ -425,7 +427,7 @@ clean_up_after_failure() {
 create_namespaces() {
     local node pod
     {
-        printf 'netns add %s\n' "$(namespace outside)" "$(namespace "$(fabric)")"
+        printf 'netns add %s\n' "$INSTANCE-outside" "$INSTANCE-$(fabric)"
         for ((node = 1; node <= OPT[nodes]; node++)); do printf 'netns add %s-node%d\n' "$INSTANCE" "$node"; done
         for ((pod = 1; pod <= OPT[nodes] * OPT[pods]; pod++)); do printf 'netns add %s-pod%d\n' "$INSTANCE" "$pod"; done
     } | ip -batch - || fail "creating the namespaces failed; the reason is above."
@@ -444,7 +446,7 @@ build_fabric() {
             add_address6 "$(uplink_net6 0):254" 64 seg0
             add_address6 "$(link_local "$seg_mac")" 64 seg0
         fi
-    } | configure "$(namespace "$(fabric)")" "$(sysctls_for_routers) $(sysctls_for_bridge_netfilter off)"
+    } | configure "$INSTANCE-$(fabric)" "$(sysctls_for_routers) $(sysctls_for_bridge_netfilter off)"
 }
 
 # The outside knows the nodes' networks only, and has no default route: an answer to a pod's own address dies here,
@@ -454,22 +456,22 @@ build_outside() {
     out_mac=$(mac outside 2)
     {
         printf 'link set lo up\n'
-        add_veth eth0 "$out_mac" outside "$(mac outside 1)" "$(namespace "$(fabric)")" "$mtu" 1
+        add_veth eth0 "$out_mac" outside "$(mac outside 1)" "$INSTANCE-$(fabric)" "$mtu" 1
         printf 'link set eth0 up\n'
         add_address4 $OUTSIDE4.2 24 eth0
-        add_address6 $OUTSIDE6:2 64 eth0
+        add_address6 $OUTSIDE6::2 64 eth0
         add_address6 "$(link_local "$out_mac")" 64 eth0
         for ((node = 1; node <= OPT[nodes]; node++)); do
             if is_cloud || ((node == 1)); then # the direct segment is one network for all nodes
                 add_route4 "$(uplink_net4 "$node").0/24" $OUTSIDE4.1
-                add_route6 "$(uplink_net6 "$node"):/64" $OUTSIDE6:1
+                add_route6 "$(uplink_net6 "$node"):/64" $OUTSIDE6::1
             fi
         done
         if [[ ${OPT[route_outside]} == on ]]; then
             add_route4 $CLUSTER4 $OUTSIDE4.1
-            add_route6 $CLUSTER6 $OUTSIDE6:1
+            add_route6 $CLUSTER6 $OUTSIDE6::1
         fi
-    } | configure "$(namespace outside)" "$(sysctls_for_all)"
+    } | configure "$INSTANCE-outside" "$(sysctls_for_all)"
 }
 
 build_node() { # NODE
@@ -477,37 +479,37 @@ build_node() { # NODE
     uplink_mac=$(mac uplink "$node") bridge_mac=$(mac bridge "$node")
     {
         printf 'link set lo up\n'
-        add_veth eth0 "$uplink_mac" "node$node" "$(mac fabric "$node")" "$(namespace "$(fabric)")" \
+        add_veth eth0 "$uplink_mac" "node$node" "$(mac fabric "$node")" "$INSTANCE-$(fabric)" \
             "${OPT[uplink_mtu]}" "${OPT[uplink_queues]}"
         printf 'link set eth0 up\n'
         add_address4 "$(uplink_net4 "$node").$(uplink_host "$node")" 24 eth0
         add_address6 "$(uplink_net6 "$node"):$(uplink_host "$node")" 64 eth0
         add_address6 "$(link_local "$uplink_mac")" 64 eth0
         add_bridge cbr0 "$bridge_mac" "${OPT[mtu]}"
-        add_address4 "$(pod_net4 "$node").1" 24 cbr0
-        add_address6 "$(pod_net6 "$node"):1" 64 cbr0
+        add_address4 "$PODS4.$node.1" 24 cbr0
+        add_address6 "$PODS6:$node::1" 64 cbr0
         add_address6 "$(link_local "$bridge_mac")" 64 cbr0
         add_route4 default "$(uplink_net4 "$node").$(gateway_host)"
         add_route6 default "$(uplink_net6 "$node"):$(gateway_host)"
         for ((other = 1; other <= OPT[nodes]; other++)); do
             if ! is_cloud && ((other != node)); then
-                add_route4 "$(pod_net4 "$other").0/24" "$(uplink_net4 "$other").$other"
-                add_route6 "$(pod_net6 "$other"):/64" "$(uplink_net6 "$other"):$other"
+                add_route4 "$PODS4.$other.0/24" "$(uplink_net4 "$other").$other"
+                add_route6 "$PODS6:$other::/64" "$(uplink_net6 "$other"):$other"
             fi
         done
-    } | configure "$(namespace "node$node")" \
+    } | configure "$INSTANCE-node$node" \
         "$(sysctls_for_routers) $(sysctls_for_bridge_netfilter "${OPT[bridge_netfilter]}")"
     [[ ${OPT[masquerade]} == off ]] || masquerade "$node"
 }
 
 # Whatever leaves the cluster by the uplink gets the node's address, as kubenet and flannel do it.
 masquerade() { # NODE
-    in_namespace "$(namespace "node$1")" nft -f - <<END || fail "the masquerade rules of node$1 failed; the reason is above."
+    in_namespace "$INSTANCE-node$1" nft -f - <<END || fail "the masquerade rules of node$1 failed; the reason is above."
 table inet testbed {
     chain postrouting {
         type nat hook postrouting priority srcnat; policy accept;
-        oifname "eth0" ip saddr $(pod_net4 "$1").0/24 ip daddr != $CLUSTER4 masquerade
-        oifname "eth0" ip6 saddr $(pod_net6 "$1"):/64 ip6 daddr != $CLUSTER6 masquerade
+        oifname "eth0" ip saddr $PODS4.$1.0/24 ip daddr != $CLUSTER4 masquerade
+        oifname "eth0" ip6 saddr $PODS6:$1::/64 ip6 daddr != $CLUSTER6 masquerade
     }
 }
 END
@@ -520,7 +522,7 @@ plug_into_fabric() {
     {
         printf 'link set outside up\n'
         add_address4 $OUTSIDE4.1 24 outside
-        add_address6 $OUTSIDE6:1 64 outside
+        add_address6 $OUTSIDE6::1 64 outside
         add_address6 "$(link_local "$(mac outside 1)")" 64 outside
         for ((node = 1; node <= OPT[nodes]; node++)); do
             if is_cloud; then
@@ -532,11 +534,11 @@ plug_into_fabric() {
                 add_port "node$node" seg0
             fi
             if is_cloud || [[ ${OPT[route_outside]} == on ]]; then
-                add_route4 "$(pod_net4 "$node").0/24" "$(uplink_net4 "$node").$(uplink_host "$node")"
-                add_route6 "$(pod_net6 "$node"):/64" "$(uplink_net6 "$node"):$(uplink_host "$node")"
+                add_route4 "$PODS4.$node.0/24" "$(uplink_net4 "$node").$(uplink_host "$node")"
+                add_route6 "$PODS6:$node::/64" "$(uplink_net6 "$node"):$(uplink_host "$node")"
             fi
         done
-    } | ip -n "$(namespace "$(fabric)")" -batch - || fail "plugging the uplinks in failed; the reason is above."
+    } | ip -n "$INSTANCE-$(fabric)" -batch - || fail "plugging the uplinks in failed; the reason is above."
 }
 
 build_pods_of() { # NODE
@@ -549,24 +551,24 @@ build_pods_of() { # NODE
     done
     for ((place = 1; place <= OPT[pods]; place++)); do
         add_port "veth-pod$(((node - 1) * OPT[pods] + place))" cbr0
-    done | ip -n "$(namespace "node$node")" -batch - || fail "putting node$node's pods on cbr0 failed; the reason is above."
+    done | ip -n "$INSTANCE-node$node" -batch - || fail "putting node$node's pods on cbr0 failed; the reason is above."
 }
 
 build_pod() { # POD NODE HOST MAC SYSCTLS
     local pod=$1 node=$2 host=$3 pod_mac=$4 sysctls=$5
     {
         printf 'link set lo up\n'
-        add_veth eth0 "$pod_mac" "veth-pod$pod" "$(mac host "$pod")" "$(namespace "node$node")" \
+        add_veth eth0 "$pod_mac" "veth-pod$pod" "$(mac host "$pod")" "$INSTANCE-node$node" \
             "${OPT[mtu]}" "${OPT[queues]}"
         printf 'link set eth0 up\n'
-        add_address4 "$(pod_net4 "$node").$host" 24 eth0
-        add_address6 "$(pod_net6 "$node"):$host" 64 eth0
+        add_address4 "$PODS4.$node.$host" 24 eth0
+        add_address6 "$PODS6:$node::$host" 64 eth0
         add_address6 "$(link_local "$pod_mac")" 64 eth0
-        add_route4 default "$(pod_net4 "$node").1"
-        add_route6 default "$(pod_net6 "$node"):1"
-    } | configure "$(namespace "pod$pod")" "$sysctls"
+        add_route4 default "$PODS4.$node.1"
+        add_route6 default "$PODS6:$node::1"
+    } | configure "$INSTANCE-pod$pod" "$sysctls"
     if [[ ${OPT[pods_checksum_offload]} == off ]]; then
-        in_namespace "$(namespace "pod$pod")" ethtool -K eth0 tx off >/dev/null ||
+        in_namespace "$INSTANCE-pod$pod" ethtool -K eth0 tx off >/dev/null ||
             fail "switching pod$pod's checksum offload off failed; the reason is above."
     fi
 }
@@ -623,24 +625,25 @@ add_pod() {
     recall
     node=$(number_of node "${ARGS[0]}" "${OPT[nodes]}") || exit
     pod=$(pod_to_add) || exit
-    if exists "$(namespace "pod$pod")"; then fail "pod$pod is there already: remove it first with del-pod."; fi
+    if exists "$INSTANCE-pod$pod"; then fail "pod$pod is there already: remove it first with del-pod."; fi
     if [[ -n ${POD_NODE[$pod]:-} && ${POD_NODE[$pod]} != "$node" ]]; then
         fail "pod$pod has its addresses on node${POD_NODE[$pod]}: add it there, or take another number."
     fi
     host=${POD_HOST[$pod]:-$(free_host_on "$node")}
     [[ -n $host ]] || fail "node$node has no free pod address left."
     pod_mac=${POD_MAC:-$(mac pod "$pod")}
-    ADDING=$pod ADDING_ON=$node
-    ip netns add "$(namespace "pod$pod")"
-    build_pod "$pod" "$node" "$host" "$pod_mac" "$(sysctls_for_all)"
-    add_port "veth-pod$pod" cbr0 | ip -n "$(namespace "node$node")" -batch -
-    wait_until_ports_forward "$(namespace "node$node")"
-    announce_pod "$pod" "$pod_mac"
     [[ -n ${POD_NODE[$pod]:-} ]] || remember_pod "$pod" "$node" "$host"
+    ADDING=$pod ADDING_ON=$node
+    ip netns add "$INSTANCE-pod$pod"
+    build_pod "$pod" "$node" "$host" "$pod_mac" "$(sysctls_for_all)"
+    add_port "veth-pod$pod" cbr0 | ip -n "$INSTANCE-node$node" -batch - ||
+        fail "putting pod$pod on node$node's cbr0 failed; the reason is above."
+    wait_until_ports_forward "$INSTANCE-node$node"
+    announce_pod "$pod" "$pod_mac"
     ADDING=''
     printf 'pod%d on node%d:' "$pod" "$node"
-    ! has_ipv4 || printf ' %s.%d' "$(pod_net4 "$node")" "$host"
-    ! has_ipv6 || printf ' %s:%d' "$(pod_net6 "$node")" "$host"
+    ! has_ipv4 || printf ' %s.%d' "$PODS4.$node" "$host"
+    ! has_ipv6 || printf ' %s:%d' "$PODS6:$node:" "$host"
     printf ' %s\n' "$pod_mac"
 }
 
@@ -669,7 +672,7 @@ free_host_on() { # NODE
 # A pod that comes back with another MAC tells it to everybody on the bridge, as a CNI plugin does: setting the
 # address, even the one that it has, makes the kernel send a gratuitous ARP and an unsolicited neighbour advertisement.
 announce_pod() { # POD MAC
-    ip -n "$(namespace "pod$1")" link set eth0 address "$2"
+    ip -n "$INSTANCE-pod$1" link set eth0 address "$2"
 }
 
 del_pod() {
@@ -677,19 +680,19 @@ del_pod() {
     lock_state
     recall
     pod=$(number_of pod "${ARGS[0]}" "$MAX_POD_NUMBER") || exit
-    exists "$(namespace "pod$pod")" || fail "there is no pod$pod in the testbed '$INSTANCE'."
+    exists "$INSTANCE-pod$pod" || fail "there is no pod$pod in the testbed '$INSTANCE' ($PROGRAM status$(name_option) shows what there is)."
     remove_pod "$pod" "${POD_NODE[$pod]}"
 }
 
 # The veth goes first: removing a namespace only starts its end, removing a link has happened when it returns.
 remove_pod() { # POD NODE
-    end_processes_in "$(namespace "pod$1")"
-    ip -n "$(namespace "node$2")" link del "veth-pod$1" 2>/dev/null || true
-    ip netns del "$(namespace "pod$1")"
+    end_processes_in "$INSTANCE-pod$1"
+    ip -n "$INSTANCE-node$2" link del "veth-pod$1" 2>/dev/null || true
+    ip netns del "$INSTANCE-pod$1"
 }
 
 clean_up_after_add_pod() {
-    [[ -z $ADDING ]] || ! exists "$(namespace "pod$ADDING")" || remove_pod "$ADDING" "$ADDING_ON"
+    [[ -z $ADDING ]] || ! exists "$INSTANCE-pod$ADDING" || remove_pod "$ADDING" "$ADDING_ON"
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -764,32 +767,50 @@ run_inside() {
     recall
     [[ $where =~ ^(node[0-9]+|pod[0-9]+|router|segment|outside)$ ]] ||
         refuse "'$where' is no place of a testbed: it is node1, pod3, $(fabric) or outside."
-    exists "$(namespace "$where")" ||
+    exists "$INSTANCE-$where" ||
         fail "there is no $where in the testbed '$INSTANCE' ($PROGRAM status$(name_option) shows what there is)."
-    exec ip netns exec "$(namespace "$where")" "${ARGS[@]:1}"
+    exec ip netns exec "$INSTANCE-$where" "${ARGS[@]:1}"
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # status: what the kernel says now, not what `up` wanted
 
-declare -A LINK=() # "DEVICE index|mac|mtu|state|ipv4|ipv6|link_local" → value
+declare -A LINK=() # "PLACE DEVICE WHAT", such as "pod1 eth0 mtu" → value
+PODS=()            # those that are there, in the order of their numbers
 
-read_links() { # NAMESPACE
-    local line device=''
-    LINK=()
+read_links() { # PLACE
+    local line link=''
     while read -r -a line; do
         case ${line[0]} in
             [0-9]*:)
-                device=${line[1]%:} device=${device%@*}
-                LINK[$device index]=${line[0]%:}
-                [[ ${line[*]} =~ ' mtu '([0-9]+) ]] && LINK[$device mtu]=${BASH_REMATCH[1]}
-                [[ ${line[*]} =~ ' state '([A-Z]+) ]] && LINK[$device state]=${BASH_REMATCH[1],,}
+                link=${line[1]%:} link="$1 ${link%@*}"
+                LINK[$link index]=${line[0]%:}
+                [[ ! ${line[*]} =~ ' mtu '([0-9]+) ]] || LINK[$link mtu]=${BASH_REMATCH[1]}
+                [[ ! ${line[*]} =~ ' state '([A-Z]+) ]] || LINK[$link state]=${BASH_REMATCH[1],,}
                 ;;
-            link/ether) LINK[$device mac]=${line[1]} ;;
-            inet) LINK[$device ipv4]=${line[1]} ;;
-            inet6) if [[ ${line[1]} == fe80:* ]]; then LINK[$device link_local]=${line[1]}; else LINK[$device ipv6]=${line[1]}; fi ;;
+            link/ether) LINK[$link mac]=${line[1]} ;;
+            inet) LINK[$link ipv4]=${line[1]} ;;
+            inet6)
+                if [[ ${line[1]} == fe80:* ]]; then
+                    LINK[$link link_local]=${line[1]}
+                else
+                    LINK[$link ipv6]=${line[1]}
+                fi
+                ;;
         esac
-    done < <(ip -n "$1" addr show)
+    done < <(ip -n "$INSTANCE-$1" addr show)
+}
+
+# Each namespace is read once: with hundreds of them, `ip` looks up by name what each of its links is connected to.
+read_all_links() {
+    local node pod
+    read_links "$(fabric)"
+    read_links outside
+    for ((node = 1; node <= OPT[nodes]; node++)); do read_links "node$node"; done
+    mapfile -t PODS < <(printf '%s\n' "${!POD_NODE[@]}" | sort -n)
+    for pod in "${!PODS[@]}"; do
+        if exists "$INSTANCE-pod${PODS[pod]}"; then read_links "pod${PODS[pod]}"; else unset "PODS[pod]"; fi
+    done
 }
 
 status() {
@@ -798,50 +819,42 @@ status() {
         exit 1
     fi
     recall
+    read_all_links
     if [[ $JSON == on ]]; then status_json; else status_table; fi
 }
 
-pods_present() { # in the order of their numbers
-    local pod
-    for pod in "${!POD_NODE[@]}"; do
-        if exists "$(namespace "pod$pod")"; then printf '%d\n' "$pod"; fi
-    done | sort -n
-}
+readonly ROW='%-9s %-18s %-9s %-18s %-25s %-17s %-6s %s\n'
 
 status_table() {
-    local node pod row='%-9s %-18s %-9s %-19s %-28s %-18s %-6s %s\n' place
-    printf "Testbed '%s': %s, %s, MTU %d (uplinks %d), masquerade %s, outside knows pods: %s\n" "$INSTANCE" \
+    local node pod
+    printf "Testbed '%s': %s, %s, MTU %d (uplinks %d), masquerade %s, route from outside %s\n" "$INSTANCE" \
         "${OPT[topology]}" "${OPT[family]}" "${OPT[mtu]}" "${OPT[uplink_mtu]}" "${OPT[masquerade]}" "${OPT[route_outside]}"
     # shellcheck disable=SC2059 # the format is ours
-    printf "$row" PLACE NAMESPACE INTERFACE IPV4 IPV6 MAC MTU STATE
+    printf "$ROW" PLACE NAMESPACE INTERFACE IPV4 IPV6 MAC MTU STATE
     for ((node = 1; node <= OPT[nodes]; node++)); do
-        read_links "$(namespace "node$node")"
-        print_link "$row" "node$node" eth0 ''
-        print_link "$row" "node$node" cbr0 ''
+        print_link "node$node" eth0 ''
+        print_link "node$node" cbr0 ''
     done
-    for pod in $(pods_present); do
-        read_links "$(namespace "pod$pod")"
-        print_link "$row" "pod$pod" eth0 ", veth-pod$pod on node${POD_NODE[$pod]}"
+    for pod in "${PODS[@]}"; do
+        print_link "pod$pod" eth0 ", to veth-pod$pod on node${POD_NODE[$pod]}"
     done
-    place=$(fabric)
-    read_links "$(namespace "$place")"
-    is_cloud || print_link "$row" "$place" seg0 ''
+    is_cloud || print_link segment seg0 ''
     for ((node = 1; node <= OPT[nodes]; node++)); do
-        ! is_cloud || print_link "$row" "$place" "node$node" ", to node$node"
+        ! is_cloud || print_link router "node$node" ", to node$node"
     done
-    print_link "$row" "$place" outside ', to outside'
-    read_links "$(namespace outside)"
-    print_link "$row" outside eth0 ''
+    print_link "$(fabric)" outside ', to outside'
+    print_link outside eth0 ''
 }
 
-print_link() { # FORMAT PLACE DEVICE REMARK
+print_link() { # PLACE DEVICE REMARK
+    local link="$1 $2"
     # shellcheck disable=SC2059 # the format is ours
-    printf "$1" "$2" "$(namespace "$2")" "$3" "${LINK[$3 ipv4]:--}" "${LINK[$3 ipv6]:--}" "${LINK[$3 mac]:--}" \
-        "${LINK[$3 mtu]:--}" "${LINK[$3 state]:-gone}$4"
+    printf "$ROW" "$1" "$INSTANCE-$1" "$2" "${LINK[$link ipv4]:--}" "${LINK[$link ipv6]:--}" "${LINK[$link mac]:--}" \
+        "${LINK[$link mtu]:--}" "${LINK[$link state]:-gone}$3"
 }
 
 status_json() {
-    local node pod comma=''
+    local node comma=''
     printf '{"name":"%s","up":true,"topology":"%s","family":"%s",' "$INSTANCE" "${OPT[topology]}" "${OPT[family]}"
     printf '"mtu":%d,"uplink_mtu":%d,"queues":%d,"uplink_queues":%d,' \
         "${OPT[mtu]}" "${OPT[uplink_mtu]}" "${OPT[queues]}" "${OPT[uplink_queues]}"
@@ -850,29 +863,24 @@ status_json() {
         "$(json_bool bridge_netfilter)"
     printf '"cluster_cidrs":%s,"nodes":[' "$(json_families $CLUSTER4 $CLUSTER6)"
     for ((node = 1; node <= OPT[nodes]; node++)); do
-        read_links "$(namespace "node$node")"
         printf '%s{"name":"node%d","namespace":"%s","pod_cidrs":%s,"uplink":%s,"bridge":%s,"pods":[' "$comma" "$node" \
-            "$(namespace "node$node")" "$(json_families "$(pod_net4 "$node").0/24" "$(pod_net6 "$node"):/64")" \
-            "$(json_link eth0)" "$(json_link cbr0)"
+            "$INSTANCE-node$node" "$(json_families "$PODS4.$node.0/24" "$PODS6:$node::/64")" \
+            "$(json_link "node$node" eth0)" "$(json_link "node$node" cbr0)"
         json_pods_of "$node"
         printf ']}'
         comma=','
     done
-    printf '],"fabric":{"name":"%s","namespace":"%s"},' "$(fabric)" "$(namespace "$(fabric)")"
-    read_links "$(namespace outside)"
-    printf '"outside":{"name":"outside","namespace":"%s","interface":%s}}\n' "$(namespace outside)" "$(json_link eth0)"
+    printf '],"fabric":{"name":"%s","namespace":"%s"},' "$(fabric)" "$INSTANCE-$(fabric)"
+    printf '"outside":{"name":"outside","namespace":"%s","interface":%s}}\n' "$INSTANCE-outside" \
+        "$(json_link outside eth0)"
 }
 
-# The node's links are read when this is called: the host ends are among them.
 json_pods_of() { # NODE
-    local pod comma='' host_end
-    for pod in $(pods_present); do
+    local pod comma=''
+    for pod in "${PODS[@]}"; do
         [[ ${POD_NODE[$pod]} == "$1" ]] || continue
-        read_links "$(namespace "node$1")"
-        host_end=$(json_link "veth-pod$pod")
-        read_links "$(namespace "pod$pod")"
         printf '%s{"name":"pod%d","namespace":"%s","interface":%s,"host_interface":%s}' "$comma" "$pod" \
-            "$(namespace "pod$pod")" "$(json_link eth0)" "$host_end"
+            "$INSTANCE-pod$pod" "$(json_link "pod$pod" eth0)" "$(json_link "node$1" "veth-pod$pod")"
         comma=','
     done
 }
@@ -889,11 +897,13 @@ json_families() { # IPV4 IPV6
 
 json_text() { if [[ -n $1 ]]; then printf '"%s"' "$1"; else printf null; fi; }
 
-json_link() { # DEVICE, from LINK
-    [[ -n ${LINK[$1 index]:-} ]] || { printf null; return; }
-    printf '{"name":"%s","ifindex":%d,"mac":"%s","mtu":%d,"state":"%s","ipv4":%s,"ipv6":%s,"link_local":%s}' "$1" \
-        "${LINK[$1 index]}" "${LINK[$1 mac]}" "${LINK[$1 mtu]}" "${LINK[$1 state]}" "$(json_text "${LINK[$1 ipv4]:-}")" \
-        "$(json_text "${LINK[$1 ipv6]:-}")" "$(json_text "${LINK[$1 link_local]:-}")"
+json_link() { # PLACE DEVICE
+    local link="$1 $2"
+    [[ -n ${LINK[$link index]:-} ]] || { printf null; return; }
+    printf '{"name":"%s","ifindex":%d,"mac":"%s","mtu":%d,"state":"%s","ipv4":%s,"ipv6":%s,"link_local":%s}' "$2" \
+        "${LINK[$link index]}" "${LINK[$link mac]}" "${LINK[$link mtu]}" "${LINK[$link state]}" \
+        "$(json_text "${LINK[$link ipv4]:-}")" "$(json_text "${LINK[$link ipv6]:-}")" \
+        "$(json_text "${LINK[$link link_local]:-}")"
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
