@@ -2,7 +2,7 @@
 
 use super::{PassReason, Rewrite, Verdict};
 use crate::addr::PortId;
-use crate::packet::Headers;
+use crate::packet::{ETHERNET_BYTES, Headers};
 use crate::table::{Port, Tables};
 
 /// Decides a frame from pod port `ingress` (whose entry is `from`) that is not addressed to the bridge itself.
@@ -23,12 +23,14 @@ pub fn bridge(headers: &Headers, ingress: PortId, from: &Port, tables: &Tables) 
     Ok(Verdict::Forward { port: entry.port, rewrite: Rewrite::None, used: entry.activity })
 }
 
-/// Whether the packet may leave through `to`: its IP packet within the MTUs, its frame within what the sockets carry.
+/// Whether the frame may leave through `to`: within the MTUs, and within what the sockets on the way carry.
+///
+/// The MTU is compared with everything behind the Ethernet header. That is the IP packet, or more if there is padding behind
+/// it: a bridge does not look at IP and drops by length of the frame (kernel `net/core/dev.c`, `is_skb_forwardable`), so what
+/// looks short to IP must not pass here as a long frame.
 #[inline]
 pub fn fits(headers: &Headers, from: &Port, to: &Port, route_mtu: u32) -> Result<(), PassReason> {
-    // The link layer's length counts too: a bridge does not look at IP and drops by frame length (kernel
-    // net/bridge/br_forward.c, is_skb_forwardable), so padding beyond the IP packet must fit as well.
-    if headers.l3_bytes > to.mtu.min(route_mtu) {
+    if headers.frame_bytes.saturating_sub(ETHERNET_BYTES as u32) > to.mtu.min(route_mtu) {
         return Err(PassReason::TooBig);
     }
     if headers.frame_bytes > from.max_frame.min(to.max_frame) {

@@ -10,13 +10,15 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// IP protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
+/// Next header number of the IPv6 fragment header.
+const FRAGMENT_HEADER: u8 = 44;
 
 /// Bytes of a TCP header without options.
-pub const TCP_BYTES: u32 = 20;
+pub const TCP_BYTES: usize = 20;
 /// Bytes of a UDP header.
-pub const UDP_BYTES: u32 = 8;
+pub const UDP_BYTES: usize = 8;
 /// Bytes of the fixed part of an ICMP header.
-pub const ICMP_BYTES: u32 = 8;
+pub const ICMP_BYTES: usize = 8;
 
 /// UDP ports behind which a tunnel's inner packet may still lack its checksum (the sender's stack offloads the inner one
 /// and computes the outer one around it): VXLAN (IANA and Linux's old default), Geneve, FOU/GUE, GTP-U, MPLS.
@@ -25,6 +27,7 @@ const TUNNEL_PORTS: [u16; 7] = [4789, 8472, 6081, 5555, 6080, 2152, 6635];
 /// What admission found out.
 #[derive(Clone, Copy)]
 pub struct L4 {
+    /// See [`super::Headers::may_hide_checksum`].
     pub may_hide_checksum: bool,
 }
 
@@ -32,9 +35,9 @@ pub struct L4 {
 #[inline]
 pub fn check_ipv4(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Result<L4, PassReason> {
     match protocol {
-        TCP => longer(l4_bytes, TCP_BYTES),
+        TCP => tcp(bytes, offset, l4_bytes),
         UDP => udp(bytes, offset, l4_bytes, true),
-        ICMP => longer(l4_bytes, ICMP_BYTES),
+        ICMP => header::<ICMP_BYTES>(bytes, offset, l4_bytes).map(|_| L4 { may_hide_checksum: false }),
         _ => Err(PassReason::Protocol),
     }
 }
@@ -44,32 +47,41 @@ pub fn check_ipv4(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Res
 #[inline]
 pub fn check_ipv6(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Result<L4, PassReason> {
     match protocol {
-        TCP => longer(l4_bytes, TCP_BYTES),
+        TCP => tcp(bytes, offset, l4_bytes),
         UDP => udp(bytes, offset, l4_bytes, false),
-        ICMPV6 => {
-            let kind = *bytes.get(usize::from(offset)).ok_or(PassReason::Malformed)?;
-            if (133..=137).contains(&kind) { Err(PassReason::NeighbourDiscovery) } else { longer(l4_bytes, ICMP_BYTES) }
-        }
-        // Hop-by-hop, routing, fragment, ESP, AH, no next header, destination options, mobility, HIP, shim6 (IANA).
-        44 => Err(PassReason::Fragment),
+        ICMPV6 => match header::<ICMP_BYTES>(bytes, offset, l4_bytes)?[0] {
+            133..=137 => Err(PassReason::NeighbourDiscovery),
+            _ => Ok(L4 { may_hide_checksum: false }),
+        },
+        FRAGMENT_HEADER => Err(PassReason::Fragment),
+        // Hop-by-hop, routing, ESP, AH, no next header, destination options, mobility, HIP, shim6 (IANA).
         0 | 43 | 50 | 51 | 59 | 60 | 135 | 139 | 140 => Err(PassReason::Options),
         _ => Err(PassReason::Protocol),
     }
 }
 
+/// The fixed part of the L4 header: it must be inside of the IP packet, and in the first piece of the frame, so that
+/// whoever rewrites a checksum finds its field there.
 #[inline]
-fn longer(l4_bytes: u32, least: u32) -> Result<L4, PassReason> {
-    if l4_bytes < least { Err(PassReason::Malformed) } else { Ok(L4 { may_hide_checksum: false }) }
+fn header<const BYTES: usize>(bytes: &[u8], offset: u16, l4_bytes: u32) -> Result<&[u8; BYTES], PassReason> {
+    if l4_bytes < BYTES as u32 {
+        return Err(PassReason::Malformed);
+    }
+    bytes.get(usize::from(offset)..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)
+}
+
+#[inline]
+fn tcp(bytes: &[u8], offset: u16, l4_bytes: u32) -> Result<L4, PassReason> {
+    header::<TCP_BYTES>(bytes, offset, l4_bytes).map(|_| L4 { may_hide_checksum: false })
 }
 
 #[inline]
 fn udp(bytes: &[u8], offset: u16, l4_bytes: u32, over_ipv4: bool) -> Result<L4, PassReason> {
-    let header: &[u8; UDP_BYTES as usize] =
-        bytes.get(usize::from(offset)..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)?;
+    let header: &[u8; UDP_BYTES] = header(bytes, offset, l4_bytes)?;
     let source = u16::from_be_bytes([header[0], header[1]]);
     let destination = u16::from_be_bytes([header[2], header[3]]);
     let length = u32::from(u16::from_be_bytes([header[4], header[5]]));
-    if l4_bytes < UDP_BYTES || length != l4_bytes {
+    if length != l4_bytes {
         return Err(PassReason::Malformed);
     }
     let no_checksum = over_ipv4 && header[6..8] == [0, 0];

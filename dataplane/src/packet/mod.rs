@@ -64,8 +64,8 @@ pub enum Network {
 
 /// Reads the headers of a frame whose first contiguous piece is `bytes` and whose pieces together have `frame_bytes`.
 ///
-/// Headers must lie in the first piece, which holds for every piece of at least 94 bytes (Ethernet, IPv6, TCP with
-/// options need not all be read); a shorter first piece of a longer frame is refused as malformed.
+/// The Ethernet, IP and fixed TCP, UDP or ICMP headers must lie in the first piece, for which 74 bytes are always enough;
+/// a frame that is cut into smaller pieces than that is refused as malformed.
 #[inline]
 pub fn parse(bytes: &[u8], frame_bytes: u32) -> Result<Headers, PassReason> {
     let ethernet = ethernet::parse(bytes)?;
