@@ -38,18 +38,28 @@ pub(super) fn normalise<K: FibKey>(routes: impl IntoIterator<Item = (K, u8, u32)
 /// Compiles normalised routes.
 pub(super) fn compile<K: FibKey>(routes: Vec<(K, u8, u32)>) -> Fib<K> {
     let (first, boundaries) = flatten(&routes);
-    let mut layout = Layout { words: Vec::new(), depth: 0, slots_per_boundary: slots_per_boundary(boundaries.len()) };
+    let mut layout = Layout { words: Vec::new(), depth: 0, allowance: Allowance::for_table(boundaries.len()) };
     let root = layout.entry(&boundaries, K::ZERO, u32::from(K::BITS), first, 0);
     layout.words.shrink_to_fit();
     Fib { routes, words: layout.words, root, depth: layout.depth }
 }
 
-/// How many slots a node may have for each boundary in it. More slots mean fewer levels and more memory; large tables
-/// get fewer, so that they do not outgrow the caches.
-fn slots_per_boundary(boundaries: usize) -> usize {
-    match boundaries {
-        0..=65_536 => 8,
-        _ => 4,
+/// How many slots a node may have for each boundary in it. More slots mean fewer levels and more memory; large tables get
+/// fewer, so that they do not outgrow the caches. The numbers are measured (`benches/benches/tables.rs`).
+#[derive(Clone, Copy)]
+struct Allowance {
+    /// For any node.
+    usual: usize,
+    /// For a node that has only values in its slots if it gets that many: each level less is a mispredicted branch less.
+    last_level: usize,
+}
+
+impl Allowance {
+    fn for_table(boundaries: usize) -> Self {
+        match boundaries {
+            0..=65_536 => Allowance { usual: 8, last_level: 32 },
+            _ => Allowance { usual: 4, last_level: 4 },
+        }
     }
 }
 
@@ -112,7 +122,7 @@ impl<K: FibKey> Ranges<K> {
 struct Layout {
     words: Vec<u32>,
     depth: u8,
-    slots_per_boundary: usize,
+    allowance: Allowance,
 }
 
 /// The slots of one node.
@@ -140,21 +150,26 @@ impl Layout {
         let first_slot = self.words.len();
         self.words.resize(first_slot + slots + 1, shape.outside);
 
-        let (mut value, mut rest) = (value, boundaries);
-        let mut slot_start = shape.first << shape.shift;
-        for slot in first_slot..first_slot + slots {
-            if let Some((boundary, behind)) = rest.split_first().filter(|(boundary, _)| boundary.from == slot_start) {
-                (value, rest) = (boundary.value, behind);
+        let (mut value, mut rest, mut next) = (value, boundaries, first_slot);
+        while let Some(boundary) = rest.first() {
+            // Slots up to the next boundary's have one value; that boundary's own may need a node.
+            let number = boundary.from >> shape.shift;
+            let slot = first_slot + (number - shape.first).low_u64() as usize;
+            if slot >= first_slot + slots {
+                break;
             }
+            self.words[next..slot].fill(value);
+            let slot_start = number << shape.shift;
             let slot_last = slot_start | low_mask(shape.shift);
+            if boundary.from == slot_start {
+                (value, rest) = (boundary.value, &rest[1..]);
+            }
             let inside = rest.iter().take_while(|boundary| boundary.from <= slot_last).count();
             let (inside, behind) = rest.split_at(inside);
             self.words[slot] = self.entry(inside, slot_start, shape.shift, value, level + 1);
-            (value, rest) = (inside.last().map_or(value, |boundary| boundary.value), behind);
-            if slot_last != !K::ZERO {
-                slot_start = slot_last + K::ONE;
-            }
+            (value, rest, next) = (inside.last().map_or(value, |boundary| boundary.value), behind, slot + 1);
         }
+        self.words[next..first_slot + slots].fill(value);
         node as u32 | NODE
     }
 
@@ -172,12 +187,19 @@ impl Layout {
         } else {
             (start, before_last, last.value)
         };
+        // The finest slots are those that no boundary divides.
         let finest = boundaries.iter().map(|boundary| boundary.from.trailing_zeros()).min().unwrap_or(0);
-        let allowed = (boundaries.len() * self.slots_per_boundary).clamp(SMALL_SLOTS, MAX_SLOTS) as u32;
-        let span_bits = u32::from(K::BITS) - (to - from).leading_zeros();
-        let mut shift = finest.max(span_bits.saturating_sub(u32::BITS - allowed.leading_zeros()));
-        while (to >> shift) - (from >> shift) >= K::from(allowed) {
-            shift += 1;
+        let fits = |shift: u32, slots_per_boundary: usize| {
+            let allowed = (boundaries.len() * slots_per_boundary).clamp(SMALL_SLOTS, MAX_SLOTS);
+            (to >> shift) - (from >> shift) < K::from(allowed as u32)
+        };
+        let mut shift = finest;
+        if !fits(finest, self.allowance.last_level) {
+            let span_bits = u32::from(K::BITS) - (to - from).leading_zeros();
+            shift = finest.max(span_bits.saturating_sub(MAX_SLOTS.ilog2() + 1));
+            while !fits(shift, self.allowance.usual) {
+                shift += 1;
+            }
         }
         // A node looks at one half of an IPv6 address, and at the low one only where the high one is fully known.
         if bits > 64 && shift < 64 {
