@@ -1,1 +1,313 @@
-//! Workers.
+//! A worker: the loop that takes packets from its queues, decides, and puts them into other queues.
+//!
+//! Worker *w* owns queue *w* of every port that has so many queues, for receiving and for sending; it shares no queue with
+//! anybody and takes no lock. A port with fewer queues than there are workers is owned by some of them, and the others
+//! hand their packets for it over ([`Handoff`]).
+//!
+//! One [`Worker::turn`] is one pass: commands, then a batch from every queue, then what others handed over, then one kick
+//! per touched TX ring, then frames come back and fill rings are topped up. The steps of one packet are in
+//! `packet_path.rs`: parse, decide, rewrite, finish or request the checksum, transmit.
+
+mod audit;
+mod command;
+mod counters;
+mod frames;
+mod handoff;
+mod packet_path;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crossbeam::channel::Receiver;
+use crossbeam::queue::ArrayQueue;
+
+pub use audit::FrameCount;
+pub use command::{Command, Egress};
+pub use counters::{Counter, PortCounters, WorkerCounters};
+pub use frames::{FramePool, Homes};
+pub use handoff::Handoff;
+pub use run::{IdlePolicy, run};
+
+use crate::addr::PortId;
+use crate::afxdp::{Frame, FrameMemory, Piece, QueueIo, Umem};
+use crate::limits;
+use crate::table::learn::{LearnLimiter, LearnReport};
+use crate::table::{Activity, Tables};
+
+/// Learn reports that may wait for the loader; further ones are dropped and made again by later packets.
+pub const LEARN_QUEUE: usize = 1024;
+
+/// One queue of one port, served by this worker.
+#[derive(Debug)]
+struct Slot<Q> {
+    port: PortId,
+    queue: Q,
+    /// Packets were queued since the last kick, or an earlier kick could not send all.
+    dirty: bool,
+}
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub struct WorkerParts<Q> {
+    /// Its number, below [`limits::MAX_WORKERS`].
+    pub id: usize,
+    /// The shared memory.
+    pub umem: Umem,
+    /// Its share of the frames.
+    pub pool: FramePool,
+    /// Where it counts.
+    pub counters: Arc<WorkerCounters>,
+    /// Where it notes used entries.
+    pub activity: Arc<Activity>,
+    /// Where it reports sightings.
+    pub learn: Arc<ArrayQueue<LearnReport>>,
+    /// The rings to and from the others.
+    pub handoff: Handoff,
+    /// What the loader asks.
+    pub commands: Receiver<Command<Q>>,
+}
+
+/// A worker without its thread.
+#[derive(Debug)]
+pub struct Worker<Q> {
+    id: usize,
+    umem: Umem,
+    memory: FrameMemory,
+    pool: FramePool,
+    counters: Arc<WorkerCounters>,
+    activity: Arc<Activity>,
+    learn: Arc<ArrayQueue<LearnReport>>,
+    limiter: LearnLimiter,
+    handoff: Handoff,
+    commands: Receiver<Command<Q>>,
+    slots: Vec<Slot<Q>>,
+    egress: Box<[Egress]>,
+    /// Index into `slots` of the queue that transmits for a port, where [`Egress::Own`].
+    own_slot: Box<[u16]>,
+    host_port: Option<PortId>,
+    /// Frames of removed queues that are still to be reclaimed.
+    limbo: u64,
+    /// Workers that were handed something in this turn, to be woken.
+    woken: Box<[bool]>,
+    received: Vec<Piece>,
+    packet: Vec<Piece>,
+    returned: Vec<Frame>,
+}
+
+impl<Q: QueueIo> Worker<Q> {
+    /// A worker that serves nothing yet.
+    pub fn new(parts: WorkerParts<Q>) -> Self {
+        let workers = parts.handoff.workers();
+        Worker {
+            id: parts.id,
+            memory: parts.umem.memory(),
+            umem: parts.umem,
+            pool: parts.pool,
+            counters: parts.counters,
+            activity: parts.activity,
+            learn: parts.learn,
+            limiter: LearnLimiter::default(),
+            handoff: parts.handoff,
+            commands: parts.commands,
+            slots: Vec::new(),
+            egress: vec![Egress::None; limits::MAX_PORTS].into(),
+            own_slot: vec![0; limits::MAX_PORTS].into(),
+            host_port: None,
+            limbo: 0,
+            woken: vec![false; workers].into(),
+            // A packet's pieces all come in one receive call, so this is the most that a batch can be.
+            received: Vec::with_capacity(limits::BATCH * limits::MAX_PIECES),
+            packet: Vec::with_capacity(limits::MAX_PIECES),
+            returned: Vec::with_capacity(4096),
+        }
+    }
+
+    /// The next command, if one waits.
+    pub fn next_command(&self) -> Option<Command<Q>> {
+        self.commands.try_recv().ok()
+    }
+
+    /// Carries out a command. Breaks after [`Command::Stop`]: the loop must end.
+    pub fn obey(&mut self, command: Command<Q>) -> ControlFlow<()> {
+        // A loader that no longer waits for an answer has given up on it; nothing is owed then.
+        match command {
+            Command::AddQueue { port, queue } => self.add_queue(port, queue),
+            Command::SetEgress { port, egress } => self.egress[port.index()] = egress,
+            Command::SetHostPort(port) => self.host_port = Some(port),
+            Command::RemovePort { port, reply } => {
+                let _ = reply.send(self.remove_port(port));
+            }
+            Command::Reclaim { closed, reply } => {
+                let _ = reply.send(self.reclaim(closed));
+            }
+            Command::Audit { reply } => {
+                let _ = reply.send(self.audit());
+            }
+            Command::Stop { reply } => {
+                let ports: Vec<PortId> = self.slots.iter().map(|slot| slot.port).collect();
+                let _ = reply.send(ports.into_iter().flat_map(|port| self.remove_port(port)).collect());
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// One pass over everything, by one snapshot of the tables. `now_s` is the monotonic time in seconds. Returns how many
+    /// packets were received or taken over.
+    pub fn turn(&mut self, tables: &Tables, now_s: u32) -> usize {
+        let mut packets = 0;
+        self.pool.collect_returned();
+        for slot in 0..self.slots.len() {
+            packets += self.serve(slot, tables, now_s);
+        }
+        if self.handoff.workers() > 1 {
+            packets += self.take_over();
+            self.wake_others();
+        }
+        self.flush();
+        packets
+    }
+
+    /// Whether anything waits to be done.
+    pub fn work_waits(&mut self) -> bool {
+        !self.commands.is_empty()
+            || (self.handoff.workers() > 1 && self.handoff.waiting(self.id))
+            || self.slots.iter_mut().any(|slot| slot.queue.ready())
+    }
+
+    /// The queues of a port that it serves.
+    pub fn queues(&self, port: PortId) -> impl Iterator<Item = &Q> {
+        self.slots.iter().filter(move |slot| slot.port == port).map(|slot| &slot.queue)
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> &WorkerCounters {
+        &self.counters
+    }
+
+    /// Takes one batch from one queue through the packet path, and tops its fill ring up.
+    fn serve(&mut self, slot: usize, tables: &Tables, now_s: u32) -> usize {
+        let mut received = std::mem::take(&mut self.received);
+        let packets = self.slots[slot].queue.receive(limits::BATCH, &mut received);
+        if packets != 0 {
+            self.counters.batches.add(1);
+            let port = self.slots[slot].port;
+            self.counters.port(port).rx.add(packets as u64);
+            self.forward_batch(port, &mut received, tables, now_s);
+        }
+        self.received = received;
+        self.top_up(slot);
+        packets
+    }
+
+    fn top_up(&mut self, slot: usize) {
+        let queue = &mut self.slots[slot].queue;
+        let outstanding = queue.fill_outstanding();
+        let grant = self.pool.grant(outstanding);
+        if grant >= limits::BATCH / 2 || (grant != 0 && outstanding < frames::MIN_FILL) {
+            queue.fill(self.pool.list(), grant);
+            self.counters.tx_syscalls.add(u64::from(queue.wake_fill()));
+        } else if grant == 0 && outstanding == 0 {
+            self.counters.fill_starved.add(1);
+        }
+    }
+
+    /// Takes a batch from every other worker's hand-off ring.
+    fn take_over(&mut self) -> usize {
+        let mut packets = 0;
+        for from in 0..self.handoff.workers() {
+            for _ in 0..limits::BATCH {
+                let Some(port) = self.handoff.take(from, self.id, &mut self.packet) else { break };
+                packets += 1;
+                self.counters.handoff_in.add(1);
+                self.transmit_handed(port);
+            }
+        }
+        packets
+    }
+
+    fn wake_others(&mut self) {
+        for (worker, woken) in self.woken.iter_mut().enumerate() {
+            if std::mem::take(woken) {
+                self.handoff.wake(worker);
+            }
+        }
+    }
+
+    /// Kicks the TX rings that were touched and takes transmitted frames back.
+    fn flush(&mut self) {
+        for slot in &mut self.slots {
+            if slot.dirty {
+                self.counters.tx_syscalls.add(u64::from(slot.queue.kick()));
+                slot.dirty = slot.queue.tx_unsent() != 0;
+            }
+            if slot.queue.tx_outstanding() != 0 {
+                slot.queue.complete(&mut self.returned);
+            }
+        }
+        self.pool.put(&mut self.returned);
+    }
+
+    fn add_queue(&mut self, port: PortId, queue: Q) {
+        self.pool.add_queue();
+        self.slots.push(Slot { port, queue, dirty: false });
+        self.index_slots();
+        self.top_up(self.slots.len() - 1);
+    }
+
+    fn remove_port(&mut self, port: PortId) -> Vec<Q> {
+        self.egress[port.index()] = Egress::None;
+        let (gone, kept): (Vec<_>, Vec<_>) = self.slots.drain(..).partition(|slot| slot.port == port);
+        self.slots = kept;
+        self.index_slots();
+        gone.into_iter()
+            .map(|mut slot| {
+                self.pool.remove_queue();
+                slot.queue.complete(&mut self.returned);
+                self.pool.put(&mut self.returned);
+                let frames = slot.queue.frames();
+                self.limbo += frames.fill + frames.rx + frames.tx;
+                slot.queue
+            })
+            .collect()
+    }
+
+    /// The last queue of a port in `slots` transmits for it; any would do.
+    fn index_slots(&mut self) {
+        for (index, slot) in self.slots.iter().enumerate() {
+            self.own_slot[slot.port.index()] = index as u16;
+        }
+    }
+
+    fn reclaim(&mut self, closed: Vec<crate::afxdp::ClosedSocket>) -> usize {
+        let mut frames = Vec::new();
+        for socket in closed {
+            self.umem.reclaim(socket, &mut frames);
+        }
+        let count = frames.len();
+        // Not clamped by intention: a difference between what was owed and what came shows in the audit.
+        self.limbo = self.limbo.wrapping_sub(count as u64);
+        self.pool.put(&mut frames);
+        count
+    }
+
+    fn audit(&mut self) -> FrameCount {
+        let mut count = FrameCount {
+            free: self.pool.free() as u64,
+            fill: self.limbo,
+            worker: (self.received.len() + self.packet.len() + self.returned.len()) as u64,
+            handoff: self.handoff.frames(self.id),
+            ..FrameCount::default()
+        };
+        for slot in &mut self.slots {
+            let frames = slot.queue.frames();
+            count.fill += frames.fill;
+            count.rx += frames.rx;
+            count.tx += frames.tx;
+        }
+        count
+    }
+}

@@ -1,0 +1,444 @@
+//! One AF_XDP socket: one queue of one interface, with its four rings.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use super::ring::{Consumer, Producer};
+use super::sys::{self, Mapping};
+use super::umem::{ClosedSocket, Frame, Umem};
+use super::{Piece, QueueFrames, QueueIo};
+use crate::limits;
+
+/// Entries of each of the four rings of a socket.
+pub const RING_ENTRIES: u32 = 2048;
+/// Packets per transmit call in copy mode, where the kernel lets us choose (6.17 and later).
+const TX_BUDGET: u32 = 256;
+/// Bytes that the kernel may hold in socket buffers for packets on their way out; the default carries only three packets
+/// of 64 KiB.
+const SEND_BUFFER_BYTES: libc::c_int = 8 << 20;
+/// Transmit calls that one kick makes without progress before it leaves the rest for the next round.
+const IDLE_KICKS: u32 = 2;
+
+/// What to ask of the kernel at bind.
+#[derive(Clone, Copy, Debug)]
+pub struct BindOptions {
+    /// Ask for TX metadata when this is the socket that registers the UMEM.
+    pub checksum_metadata: bool,
+}
+
+/// What the socket became.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct XskMode {
+    /// The driver reads and writes the UMEM itself.
+    pub zero_copy: bool,
+    /// Packets may be spread over several frames.
+    pub multi_buffer: bool,
+    /// TX metadata is accepted.
+    pub checksum_metadata: bool,
+}
+
+/// A socket could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} failed for AF_XDP on interface index {ifindex} queue {queue}: {source}{cure}")]
+pub struct BindError {
+    /// The step.
+    pub what: &'static str,
+    /// The interface.
+    pub ifindex: u32,
+    /// The queue.
+    pub queue: u32,
+    /// The kernel's answer.
+    pub source: io::Error,
+    cure: &'static str,
+}
+
+impl BindError {
+    fn new(what: &'static str, ifindex: u32, queue: u32, source: io::Error) -> Self {
+        let cure = match source.raw_os_error() {
+            Some(libc::EBUSY) => "; another AF_XDP socket holds this queue: stop its owner",
+            Some(libc::EPERM) => "; the capability CAP_NET_RAW is needed",
+            Some(libc::ENOBUFS | libc::ENOMEM) => {
+                "; raise the locked-memory limit (LimitMEMLOCK=infinity) or lower `frames`"
+            }
+            Some(libc::EAFNOSUPPORT) => "; the kernel lacks CONFIG_XDP_SOCKETS",
+            _ => "",
+        };
+        BindError { what, ifindex, queue, source, cure }
+    }
+
+    /// Whether trying again a little later may help: a socket on this queue is still being closed.
+    pub fn is_busy(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EBUSY)
+    }
+}
+
+/// A descriptor of the socket for those who do not move frames: to put it into an XSKMAP, to read its statistics, and to
+/// share its UMEM.
+#[derive(Clone, Debug)]
+pub struct SocketHandle {
+    fd: Arc<OwnedFd>,
+}
+
+impl AsFd for SocketHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// What the kernel dropped between the XDP program and the rings (`struct xdp_statistics`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SocketStatistics {
+    /// Packets lost because there was no frame in the fill ring (or the packet did not fit).
+    pub rx_dropped: u64,
+    /// Packets lost because the RX ring was full.
+    pub rx_ring_full: u64,
+    /// Descriptors that the kernel refused on transmission.
+    pub tx_invalid: u64,
+}
+
+impl SocketHandle {
+    /// Reads the statistics; zeros if the kernel refuses, as it does for a socket whose device is gone.
+    pub fn statistics(&self) -> SocketStatistics {
+        let zero = libc::xdp_statistics {
+            rx_dropped: 0,
+            rx_invalid_descs: 0,
+            tx_invalid_descs: 0,
+            rx_ring_full: 0,
+            rx_fill_ring_empty_descs: 0,
+            tx_ring_empty_descs: 0,
+        };
+        sys::get_option(self.fd.as_fd(), libc::SOL_XDP, libc::XDP_STATISTICS, zero).map_or_else(
+            |_| SocketStatistics::default(),
+            |raw| SocketStatistics {
+                rx_dropped: raw.rx_dropped,
+                rx_ring_full: raw.rx_ring_full,
+                tx_invalid: raw.tx_invalid_descs,
+            },
+        )
+    }
+}
+
+/// A bound socket with its rings.
+#[derive(Debug)]
+pub struct Socket {
+    fd: Arc<OwnedFd>,
+    /// Our number for it, below `u16::MAX`; unique among the open sockets of the UMEM.
+    number: u16,
+    umem: Umem,
+    mode: XskMode,
+    rx: Consumer<libc::xdp_desc>,
+    tx: Producer<libc::xdp_desc>,
+    fill: Producer<u64>,
+    completion: Consumer<u64>,
+    fill_outstanding: usize,
+    tx_outstanding: usize,
+}
+
+impl Socket {
+    /// Registers `umem` with the kernel through a new socket and binds it: the anchor, whose device must outlive all other
+    /// sockets, since each of them shares the memory by naming it.
+    ///
+    /// The anchor decides for all: copy mode, need-wakeup, and multi-buffer and TX metadata where the kernel has them.
+    pub fn bind_anchor(
+        umem: &Umem,
+        ifindex: u32,
+        queue: u32,
+        number: u16,
+        options: BindOptions,
+    ) -> Result<Self, BindError> {
+        let fd = new_fd(ifindex, queue)?;
+        let metadata = register(umem, fd.as_fd(), options.checksum_metadata)
+            .map_err(|source| BindError::new("registering the UMEM", ifindex, queue, source))?;
+        umem.set_metadata(metadata);
+        let plain = libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP;
+        let rings = Rings::new(fd.as_fd()).map_err(|(what, source)| BindError::new(what, ifindex, queue, source))?;
+        let multi_buffer = match bind(fd.as_fd(), ifindex, queue, plain | sys::XDP_USE_SG, None) {
+            Ok(()) => true,
+            // Kernels before 6.6 do not know the flag.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                bind(fd.as_fd(), ifindex, queue, plain, None)
+                    .map_err(|source| BindError::new("bind", ifindex, queue, source))?;
+                false
+            }
+            Err(source) => return Err(BindError::new("bind", ifindex, queue, source)),
+        };
+        let mode = XskMode { zero_copy: false, multi_buffer, checksum_metadata: metadata };
+        Ok(Self::assemble(fd, number, umem, mode, rings))
+    }
+
+    /// Binds another socket that shares the anchor's memory and mode.
+    pub fn bind_shared(
+        umem: &Umem,
+        anchor: &SocketHandle,
+        mode: XskMode,
+        ifindex: u32,
+        queue: u32,
+        number: u16,
+    ) -> Result<Self, BindError> {
+        let fd = new_fd(ifindex, queue)?;
+        let rings = Rings::new(fd.as_fd()).map_err(|(what, source)| BindError::new(what, ifindex, queue, source))?;
+        bind(fd.as_fd(), ifindex, queue, libc::XDP_SHARED_UMEM, Some(anchor.fd.as_raw_fd()))
+            .map_err(|source| BindError::new("bind", ifindex, queue, source))?;
+        Ok(Self::assemble(fd, number, umem, mode, rings))
+    }
+
+    fn assemble(fd: OwnedFd, number: u16, umem: &Umem, mode: XskMode, rings: Rings) -> Self {
+        // Both are improvements that a kernel may lack; the transmit loop works without them.
+        let _ = sys::set_option(fd.as_fd(), libc::SOL_XDP, sys::XDP_MAX_TX_SKB_BUDGET, &TX_BUDGET);
+        let _ = sys::set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER_BYTES);
+        Socket {
+            fd: Arc::new(fd),
+            number,
+            umem: umem.clone(),
+            mode,
+            rx: rings.rx,
+            tx: rings.tx,
+            fill: rings.fill,
+            completion: rings.completion,
+            fill_outstanding: 0,
+            tx_outstanding: 0,
+        }
+    }
+
+    /// What the socket became.
+    pub fn mode(&self) -> XskMode {
+        self.mode
+    }
+
+    /// A handle for the control side. While one exists the socket stays open.
+    pub fn handle(&self) -> SocketHandle {
+        SocketHandle { fd: Arc::clone(&self.fd) }
+    }
+
+    /// Closes the socket, which must be the last that holds it open: returns it if a [`SocketHandle`] still exists.
+    /// Waits for the kernel's receive path, some milliseconds: not for a worker thread.
+    ///
+    /// The proof that is returned gets the frames back ([`Umem::reclaim`]).
+    #[allow(clippy::result_large_err)]
+    pub fn close(self) -> Result<ClosedSocket, Self> {
+        let Socket { fd, number, umem, mode, rx, tx, fill, completion, fill_outstanding, tx_outstanding } = self;
+        match Arc::try_unwrap(fd) {
+            Ok(fd) => {
+                drop(fd);
+                // The rings' mappings go after the descriptor, so that the file is released by the last `munmap`.
+                drop((rx, tx, fill, completion));
+                Ok(ClosedSocket(number))
+            }
+            Err(fd) => {
+                Err(Socket { fd, number, umem, mode, rx, tx, fill, completion, fill_outstanding, tx_outstanding })
+            }
+        }
+    }
+}
+
+impl QueueIo for Socket {
+    fn number(&self) -> u16 {
+        self.number
+    }
+
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn ready(&mut self) -> bool {
+        self.rx.available(1) != 0
+    }
+
+    fn receive(&mut self, max_packets: usize, out: &mut Vec<Piece>) -> usize {
+        let available = self.rx.available(1);
+        let (mut packets, mut taken, mut ahead) = (0, 0, 0);
+        // `taken` only moves past whole packets: the tail of one that is still being written stays in the ring.
+        while ahead < available && packets < max_packets {
+            let last = self.rx.peek(ahead).options & sys::XDP_PKT_CONTD == 0;
+            ahead += 1;
+            if last {
+                packets += 1;
+                taken = ahead;
+            }
+        }
+        for ahead in 0..taken {
+            let descriptor = self.rx.peek(ahead);
+            if let Some((frame, offset)) = self.umem.take_back(descriptor.addr, self.number) {
+                let bytes = descriptor.len.min(limits::CHUNK_SIZE as u32 - u32::from(offset)) as u16;
+                let more = descriptor.options & sys::XDP_PKT_CONTD != 0;
+                out.push(Piece { frame, offset, bytes, more, metadata: false });
+                self.fill_outstanding -= 1;
+            }
+        }
+        self.rx.release(taken);
+        packets
+    }
+
+    fn fill_space(&mut self) -> usize {
+        self.fill.space(RING_ENTRIES) as usize
+    }
+
+    fn fill(&mut self, frames: &mut Vec<Frame>, most: usize) {
+        let count = most.min(frames.len()).min(self.fill.space(most as u32) as usize);
+        for frame in frames.drain(frames.len() - count..) {
+            let address = self.umem.give(frame, self.number);
+            self.fill.push(address);
+        }
+        self.fill.publish();
+        self.fill_outstanding += count;
+    }
+
+    fn fill_outstanding(&self) -> usize {
+        self.fill_outstanding
+    }
+
+    fn transmit(&mut self, pieces: &mut Vec<Piece>) -> bool {
+        let count = pieces.len() as u32;
+        if self.tx.space(count) < count {
+            return false;
+        }
+        for piece in pieces.drain(..) {
+            let more = if piece.more { sys::XDP_PKT_CONTD } else { 0 };
+            let metadata = if piece.metadata { sys::XDP_TX_METADATA } else { 0 };
+            let addr = self.umem.give(piece.frame, self.number) + u64::from(piece.offset);
+            self.tx.push(libc::xdp_desc { addr, len: u32::from(piece.bytes), options: more | metadata });
+        }
+        self.tx_outstanding += count as usize;
+        true
+    }
+
+    fn kick(&mut self) -> u32 {
+        self.tx.publish();
+        let (mut calls, mut idle) = (0, 0);
+        let mut before = self.tx.pending();
+        while before != 0 && idle < IDLE_KICKS {
+            if self.mode.zero_copy && !self.tx.needs_wakeup() {
+                break;
+            }
+            calls += 1;
+            let result = sys::send_wakeup(self.fd.as_fd());
+            let after = self.tx.pending();
+            let again = match result {
+                Ok(()) => true,
+                Err(error) => matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::EINTR | libc::EINVAL)
+                ),
+            };
+            if !again {
+                // The device is down or gone; what is queued waits for it, or for the port's removal.
+                break;
+            }
+            idle = if after == before { idle + 1 } else { 0 };
+            before = after;
+        }
+        calls
+    }
+
+    fn tx_unsent(&mut self) -> usize {
+        self.tx.pending() as usize
+    }
+
+    fn tx_outstanding(&self) -> usize {
+        self.tx_outstanding
+    }
+
+    fn complete(&mut self, out: &mut Vec<Frame>) {
+        let count = self.completion.available(1);
+        for ahead in 0..count {
+            if let Some((frame, _)) = self.umem.take_back(self.completion.peek(ahead), self.number) {
+                out.push(frame);
+                self.tx_outstanding -= 1;
+            }
+        }
+        if count != 0 {
+            self.completion.release(count);
+        }
+    }
+
+    fn wake_fill(&mut self) -> u32 {
+        if !self.fill.needs_wakeup() {
+            return 0;
+        }
+        // A failure means that the device is down: there is nobody to wake.
+        let _ = sys::receive_wakeup(self.fd.as_fd());
+        1
+    }
+
+    fn checksum_metadata(&self) -> bool {
+        self.mode.checksum_metadata
+    }
+
+    fn frames(&mut self) -> QueueFrames {
+        let rx = u64::from(self.rx.available(RING_ENTRIES)).min(self.fill_outstanding as u64);
+        QueueFrames { fill: self.fill_outstanding as u64 - rx, rx, tx: self.tx_outstanding as u64 }
+    }
+}
+
+/// The four rings, mapped.
+struct Rings {
+    rx: Consumer<libc::xdp_desc>,
+    tx: Producer<libc::xdp_desc>,
+    fill: Producer<u64>,
+    completion: Consumer<u64>,
+}
+
+impl Rings {
+    fn new(fd: BorrowedFd<'_>) -> Result<Self, (&'static str, io::Error)> {
+        for name in [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING, libc::XDP_RX_RING, libc::XDP_TX_RING] {
+            sys::set_option(fd, libc::SOL_XDP, name, &RING_ENTRIES).map_err(|error| ("making the rings", error))?;
+        }
+        let none = || libc::xdp_ring_offset { producer: 0, consumer: 0, desc: 0, flags: 0 };
+        let zero = libc::xdp_mmap_offsets { rx: none(), tx: none(), fr: none(), cr: none() };
+        let at = sys::get_option(fd, libc::SOL_XDP, libc::XDP_MMAP_OFFSETS, zero)
+            .map_err(|error| ("reading the rings' layout", error))?;
+        let map = |offsets: &libc::xdp_ring_offset, entry: usize, page_offset: u64| {
+            Mapping::shared(fd, offsets.desc as usize + RING_ENTRIES as usize * entry, page_offset)
+                .map_err(|error| ("mapping the rings", error))
+        };
+        let descriptor = std::mem::size_of::<libc::xdp_desc>();
+        let rx = map(&at.rx, descriptor, libc::XDP_PGOFF_RX_RING as u64)?;
+        let tx = map(&at.tx, descriptor, libc::XDP_PGOFF_TX_RING as u64)?;
+        let fill = map(&at.fr, 8, libc::XDP_UMEM_PGOFF_FILL_RING)?;
+        let completion = map(&at.cr, 8, libc::XDP_UMEM_PGOFF_COMPLETION_RING)?;
+        Ok(Rings {
+            rx: Consumer::new(rx, &at.rx, RING_ENTRIES),
+            tx: Producer::new(tx, &at.tx, RING_ENTRIES),
+            fill: Producer::new(fill, &at.fr, RING_ENTRIES),
+            completion: Consumer::new(completion, &at.cr, RING_ENTRIES),
+        })
+    }
+}
+
+fn new_fd(ifindex: u32, queue: u32) -> Result<OwnedFd, BindError> {
+    sys::socket().map_err(|source| BindError::new("opening the socket", ifindex, queue, source))
+}
+
+/// Registers the memory, with TX metadata if the kernel takes it; returns whether it did.
+fn register(umem: &Umem, fd: BorrowedFd<'_>, metadata: bool) -> io::Result<bool> {
+    let mut request = libc::xdp_umem_reg {
+        addr: umem.address(),
+        len: umem.bytes(),
+        chunk_size: limits::CHUNK_SIZE as u32,
+        headroom: 0,
+        flags: if metadata { libc::XDP_UMEM_TX_METADATA_LEN } else { 0 },
+        tx_metadata_len: if metadata { sys::TX_METADATA_BYTES as u32 } else { 0 },
+    };
+    match sys::set_option(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &request) {
+        Ok(()) => Ok(metadata),
+        // Kernels before 6.11 do not know the flag.
+        Err(error) if metadata && error.raw_os_error() == Some(libc::EINVAL) => {
+            request.flags = 0;
+            request.tx_metadata_len = 0;
+            sys::set_option(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &request).map(|()| false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn bind(fd: BorrowedFd<'_>, ifindex: u32, queue: u32, flags: u16, share: Option<RawFd>) -> io::Result<()> {
+    let address = libc::sockaddr_xdp {
+        sxdp_family: libc::AF_XDP as u16,
+        sxdp_flags: flags,
+        sxdp_ifindex: ifindex,
+        sxdp_queue_id: queue,
+        sxdp_shared_umem_fd: share.map_or(0, |fd| fd as u32),
+    };
+    sys::bind(fd, &address)
+}

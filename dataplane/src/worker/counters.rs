@@ -1,0 +1,109 @@
+//! Counters: one writer each, read by the loader at any time.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::addr::PortId;
+use crate::forward::{DropReason, PassReason};
+use crate::limits;
+
+/// A counter that one thread writes and any thread reads. Adding is a load and a store, not a locked instruction.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; only the one writer may.
+    #[inline]
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
+    }
+
+    /// The value.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Back to 0, while the writer does not use it.
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// What one worker did for one port. Receive counts stand at the ingress port, transmit counts at the egress port.
+#[derive(Debug, Default)]
+pub struct PortCounters {
+    /// Packets taken from the port's RX rings: the sum of `forwarded`, `kernel` and `dropped`.
+    pub rx: Counter,
+    /// Packets put into some port's TX ring, or handed to the worker that does.
+    pub forwarded: Counter,
+    /// Their bytes, Ethernet header included.
+    pub forwarded_bytes: Counter,
+    /// Packets given back to the kernel through the host port, by reason.
+    pub kernel: [Counter; PassReason::COUNT],
+    /// Packets dropped, by reason.
+    pub dropped: [Counter; DropReason::COUNT],
+    /// Packets put into this port's TX rings.
+    pub tx: Counter,
+    /// Their bytes.
+    pub tx_bytes: Counter,
+    /// Packets that another worker received, counted as forwarded and handed over for this port, and that could not be
+    /// sent, by reason.
+    pub tx_dropped: [Counter; DropReason::COUNT],
+}
+
+impl PortCounters {
+    /// All counters back to 0, while no worker serves the port.
+    pub fn reset(&self) {
+        let single = [&self.rx, &self.forwarded, &self.forwarded_bytes, &self.tx, &self.tx_bytes];
+        single.into_iter().chain(&self.kernel).chain(&self.dropped).chain(&self.tx_dropped).for_each(Counter::reset);
+    }
+}
+
+/// Everything that one worker counts.
+#[derive(Debug)]
+pub struct WorkerCounters {
+    ports: Box<[PortCounters]>,
+    /// Receive batches with at least one packet.
+    pub batches: Counter,
+    /// Times that it went to sleep.
+    pub sleeps: Counter,
+    /// Transmit and wake-up system calls.
+    pub tx_syscalls: Counter,
+    /// Packets handed to other workers.
+    pub handoff_out: Counter,
+    /// Packets taken from other workers.
+    pub handoff_in: Counter,
+    /// Learn reports made.
+    pub learn_reports: Counter,
+    /// Sightings that a port's allowance suppressed.
+    pub learn_limited: Counter,
+    /// Times that a fill ring could not be topped up because no frame was free.
+    pub fill_starved: Counter,
+}
+
+impl Default for WorkerCounters {
+    fn default() -> Self {
+        WorkerCounters {
+            ports: (0..limits::MAX_PORTS).map(|_| PortCounters::default()).collect(),
+            batches: Counter::default(),
+            sleeps: Counter::default(),
+            tx_syscalls: Counter::default(),
+            handoff_out: Counter::default(),
+            handoff_in: Counter::default(),
+            learn_reports: Counter::default(),
+            learn_limited: Counter::default(),
+            fill_starved: Counter::default(),
+        }
+    }
+}
+
+impl WorkerCounters {
+    /// The counters of one port.
+    ///
+    /// # Panics
+    /// If the number is not below [`limits::MAX_PORTS`]; the loader hands the numbers out.
+    #[inline]
+    pub fn port(&self, port: PortId) -> &PortCounters {
+        &self.ports[port.index()]
+    }
+}

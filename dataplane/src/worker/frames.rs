@@ -1,0 +1,169 @@
+//! A worker's free frames, and how many of them each queue may hold for receiving.
+//!
+//! Every frame has a home: the worker that it belonged to at the start. A frame that ends its way at another worker (a
+//! hand-off) is sent home through a ring, so no worker can be drained by traffic in one direction.
+//!
+//! A frame in a fill ring cannot be taken out again, so a queue that once filled up and then fell silent keeps its frames.
+//! Therefore a queue gets a fair share of what is left after every queue that may still come has its minimum put aside.
+
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::afxdp::Frame;
+
+/// Frames that every queue is granted, whatever the others do.
+pub const MIN_FILL: usize = 32;
+/// Frames that a queue holds for receiving at most.
+pub const MAX_FILL: usize = 1024;
+
+/// The rings through which frames go home, one per worker.
+#[derive(Clone, Debug)]
+pub struct Homes {
+    rings: Arc<[ArrayQueue<Frame>]>,
+    frames_per_worker: u32,
+}
+
+impl Homes {
+    /// For `workers` workers that share `frames` frames equally; the remainder goes to the last one.
+    pub fn new(workers: usize, frames: u32) -> Self {
+        // A ring that could take every frame never refuses one.
+        let rings = (0..workers).map(|_| ArrayQueue::new(frames as usize)).collect();
+        Homes { rings, frames_per_worker: frames / workers as u32 }
+    }
+
+    fn home(&self, frame: &Frame) -> usize {
+        ((frame.index() / self.frames_per_worker) as usize).min(self.rings.len() - 1)
+    }
+
+    /// Splits all frames by home.
+    pub fn split(&self, frames: Vec<Frame>) -> Vec<Vec<Frame>> {
+        let mut split: Vec<Vec<Frame>> = self.rings.iter().map(|_| Vec::new()).collect();
+        for frame in frames {
+            let home = self.home(&frame);
+            split[home].push(frame);
+        }
+        split
+    }
+}
+
+/// The free frames of one worker.
+#[derive(Debug)]
+pub struct FramePool {
+    worker: usize,
+    homes: Homes,
+    free: Vec<Frame>,
+    total: usize,
+    /// Queues that receive from this pool now.
+    queues: usize,
+    /// Queues for which [`MIN_FILL`] is guaranteed.
+    expected_queues: usize,
+}
+
+impl FramePool {
+    /// The pool of `worker` over the frames that are at home there.
+    pub fn new(worker: usize, homes: Homes, mut free: Vec<Frame>, expected_queues: usize) -> Self {
+        let total = free.len();
+        // Frames of other workers pass through for a moment; room for them, so that the packet path never allocates.
+        free.reserve(crate::limits::BATCH * crate::limits::MAX_PIECES);
+        let expected_queues = expected_queues.min(total / (4 * MIN_FILL)).max(1);
+        FramePool { worker, homes, free, total, queues: 0, expected_queues }
+    }
+
+    /// A queue was added.
+    pub fn add_queue(&mut self) {
+        self.queues += 1;
+    }
+
+    /// A queue was removed.
+    pub fn remove_queue(&mut self) {
+        self.queues -= 1;
+    }
+
+    /// Frames in the free list, and of ours on their way home.
+    pub fn free(&self) -> usize {
+        self.free.len() + self.homes.rings[self.worker].len()
+    }
+
+    /// Frames that a queue holding `outstanding` should be given now.
+    #[inline]
+    pub fn grant(&self, outstanding: usize) -> usize {
+        let put_aside = MIN_FILL * self.expected_queues.saturating_sub(self.queues);
+        let share = (self.total.saturating_sub(put_aside) * 3 / 4 / self.queues.max(1)).clamp(MIN_FILL, MAX_FILL);
+        let guaranteed = MIN_FILL.saturating_sub(outstanding);
+        let fair = share.saturating_sub(outstanding).min(self.free.len().saturating_sub(put_aside));
+        fair.max(guaranteed).min(self.free.len())
+    }
+
+    /// The free list, for a fill ring to take from.
+    pub fn list(&mut self) -> &mut Vec<Frame> {
+        &mut self.free
+    }
+
+    /// Takes in the frames that other workers sent home.
+    #[inline]
+    pub fn collect_returned(&mut self) {
+        while let Some(frame) = self.homes.rings[self.worker].pop() {
+            self.free.push(frame);
+        }
+    }
+
+    /// Takes frames back, keeping those at home here and sending the others home; `frames` is empty afterwards.
+    #[inline]
+    pub fn put(&mut self, frames: &mut Vec<Frame>) {
+        for frame in frames.drain(..) {
+            self.put_one(frame);
+        }
+    }
+
+    /// Takes one frame back.
+    #[inline]
+    pub fn put_one(&mut self, frame: Frame) {
+        let home = self.homes.home(&frame);
+        if home == self.worker {
+            self.free.push(frame);
+        } else if let Err(frame) = self.homes.rings[home].push(frame) {
+            // Cannot happen: the ring has room for every frame there is. Keeping the frame loses nothing.
+            self.free.push(frame);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::afxdp::Umem;
+
+    #[test]
+    fn frames_go_home() {
+        let umem = Umem::new(64).unwrap();
+        let homes = Homes::new(2, 64);
+        let mut split = homes.split(umem.take_frames()).into_iter();
+        let mut first = FramePool::new(0, homes.clone(), split.next().unwrap(), 1);
+        let mut second = FramePool::new(1, homes, split.next().unwrap(), 1);
+        assert_eq!((first.free(), second.free()), (32, 32));
+        let mut stray: Vec<_> = second.list().drain(..10).collect();
+        first.put(&mut stray);
+        assert_eq!((first.free(), second.free()), (32, 32), "on their way home they count there");
+        second.collect_returned();
+        assert_eq!(second.list().len(), 32);
+    }
+
+    #[test]
+    fn every_expected_queue_gets_its_minimum_even_when_the_first_ones_never_give_back() {
+        let umem = Umem::new(16_384).unwrap();
+        let homes = Homes::new(1, 16_384);
+        let mut pool = FramePool::new(0, homes, umem.take_frames(), 250);
+        let expected = pool.expected_queues;
+        assert!(expected >= 120);
+        let mut kept = Vec::new();
+        for queue in 0..expected {
+            pool.add_queue();
+            let grant = pool.grant(0);
+            assert!((MIN_FILL..=MAX_FILL).contains(&grant), "queue {queue} was granted {grant}");
+            let at = pool.list().len() - grant;
+            kept.extend(pool.list().drain(at..));
+        }
+        assert_eq!(kept.len() + pool.free(), 16_384);
+    }
+}

@@ -1,0 +1,96 @@
+//! Hand-off: packets whose egress queue another worker owns.
+//!
+//! One bounded ring for each ordered pair of workers, so every ring has one producer and one consumer. A packet goes in
+//! whole or not at all. The pieces carry their frames' tokens, so ownership moves with them and nothing is copied.
+
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::addr::PortId;
+use crate::afxdp::{Piece, Waker};
+use crate::limits;
+
+/// A piece on its way to another worker.
+#[derive(Debug)]
+struct Handed {
+    port: PortId,
+    piece: Piece,
+}
+
+/// The rings of all pairs of workers.
+#[derive(Clone, Debug)]
+pub struct Handoff {
+    /// `rings[from * workers + to]`.
+    rings: Arc<[ArrayQueue<Handed>]>,
+    wakers: Arc<[Waker]>,
+    workers: usize,
+}
+
+impl Handoff {
+    /// Rings between as many workers as there are wakers.
+    pub fn new(wakers: Vec<Waker>) -> Self {
+        let workers = wakers.len();
+        let rings = (0..workers * workers).map(|_| ArrayQueue::new(limits::HANDOFF_RING)).collect();
+        Handoff { rings, wakers: wakers.into(), workers }
+    }
+
+    /// How many workers take part.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    fn ring(&self, from: usize, to: usize) -> &ArrayQueue<Handed> {
+        &self.rings[from * self.workers + to]
+    }
+
+    /// Hands a whole packet for `port` over, emptying `pieces`; or leaves it there and returns false when the ring is full.
+    #[inline]
+    pub fn hand_over(&self, from: usize, to: usize, port: PortId, pieces: &mut Vec<Piece>) -> bool {
+        let ring = self.ring(from, to);
+        // We are the only producer, so the room can only grow after this look.
+        if ring.capacity() - ring.len() < pieces.len() {
+            return false;
+        }
+        for piece in pieces.drain(..) {
+            let refused = ring.push(Handed { port, piece });
+            debug_assert!(refused.is_ok());
+        }
+        true
+    }
+
+    /// Wakes a worker that was handed something.
+    #[inline]
+    pub fn wake(&self, worker: usize) {
+        self.wakers[worker].wake();
+    }
+
+    /// Takes the next whole packet that `from` handed to `to` into `pieces`, and returns its egress port.
+    #[inline]
+    pub fn take(&self, from: usize, to: usize, pieces: &mut Vec<Piece>) -> Option<PortId> {
+        let ring = self.ring(from, to);
+        let Handed { port, piece } = ring.pop()?;
+        let mut more = piece.more;
+        pieces.push(piece);
+        while more {
+            // The producer may be between two pieces of this packet; it is running and will not stop there.
+            let Some(Handed { piece, .. }) = ring.pop() else {
+                std::hint::spin_loop();
+                continue;
+            };
+            more = piece.more;
+            pieces.push(piece);
+        }
+        Some(port)
+    }
+
+    /// Whether anything waits for worker `to`.
+    pub fn waiting(&self, to: usize) -> bool {
+        (0..self.workers).any(|from| !self.ring(from, to).is_empty())
+    }
+
+    /// Frames on their way to worker `to`.
+    pub fn frames(&self, to: usize) -> u64 {
+        (0..self.workers).map(|from| self.ring(from, to).len() as u64).sum()
+    }
+}

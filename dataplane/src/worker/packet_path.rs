@@ -1,0 +1,186 @@
+//! The way of one packet through a worker: parse, decide, rewrite, checksum, transmit.
+
+use super::{Egress, Worker};
+use crate::addr::PortId;
+use crate::afxdp::{Piece, QueueIo};
+use crate::forward::{DropReason, PassReason, Rewrite, Verdict, decide};
+use crate::limits;
+use crate::packet::rewrite::PartialChecksum;
+use crate::packet::{self, Headers, rewrite};
+use crate::table::learn::{LearnReport, Sighting};
+use crate::table::{Port, PortKind, Tables};
+
+impl<Q: QueueIo> Worker<Q> {
+    /// Forwards a batch of whole packets that came in through `ingress`; `received` is empty afterwards.
+    pub(super) fn forward_batch(&mut self, ingress: PortId, received: &mut Vec<Piece>, tables: &Tables, now_s: u32) {
+        for piece in received.drain(..) {
+            let last = !piece.more;
+            self.packet.push(piece);
+            if last {
+                self.forward_packet(ingress, tables, now_s);
+            }
+        }
+    }
+
+    /// Forwards the packet in `self.packet`, which is empty afterwards.
+    #[inline]
+    fn forward_packet(&mut self, ingress: PortId, tables: &Tables, now_s: u32) {
+        if self.packet.len() > limits::MAX_PIECES {
+            return self.drop_packet(ingress, DropReason::TooManyPieces);
+        }
+        let frame_bytes = self.packet.iter().map(|piece| u32::from(piece.bytes)).sum();
+        let headers = match packet::parse(self.memory.bytes(&self.packet[0]), frame_bytes) {
+            Ok(headers) => headers,
+            Err(reason) => return self.pass_to_kernel(ingress, None, reason, tables),
+        };
+        match decide(&headers, ingress, tables) {
+            Verdict::Forward { port, rewrite, used } => {
+                self.learn_source(&headers, ingress, tables, now_s);
+                self.activity.touch(used, now_s);
+                if let Rewrite::Route { destination, source } = rewrite {
+                    let bytes = self.memory.bytes_mut(&mut self.packet[0]);
+                    rewrite::route(bytes, &headers, destination, source);
+                }
+                self.finish_checksum(&headers, ingress, tables);
+                match self.send(port) {
+                    Ok(()) => {
+                        let counters = self.counters.port(ingress);
+                        counters.forwarded.add(1);
+                        counters.forwarded_bytes.add(u64::from(frame_bytes));
+                    }
+                    Err(reason) => self.drop_packet(ingress, reason),
+                }
+            }
+            Verdict::Kernel(reason) => self.pass_to_kernel(ingress, Some(&headers), reason, tables),
+        }
+    }
+
+    /// A frame from a pod may carry a partial L4 checksum, which must not leave as it is: asks whoever transmits it to
+    /// finish it, or finishes it here where nobody can be asked.
+    #[inline]
+    fn finish_checksum(&mut self, headers: &Headers, ingress: PortId, tables: &Tables) {
+        if !tables.ports.get(ingress).is_some_and(|port| port.partial_checksums) {
+            return;
+        }
+        let Some(partial) = rewrite::partial_checksum(self.memory.bytes(&self.packet[0]), headers) else { return };
+        let requested =
+            self.umem.metadata() && self.memory.request_checksum(&mut self.packet[0], partial.start, partial.offset);
+        if !requested {
+            self.complete_checksum(partial, headers);
+        }
+    }
+
+    #[cold]
+    fn complete_checksum(&mut self, partial: PartialChecksum, headers: &Headers) {
+        let pieces = self.packet.iter().map(|piece| self.memory.bytes(piece));
+        let checksum = rewrite::completed_checksum(pieces, headers, partial);
+        rewrite::set_checksum(self.memory.bytes_mut(&mut self.packet[0]), partial, checksum);
+    }
+
+    /// Puts the packet into the TX ring of `port`, or hands it to the worker that does. On failure it stays in
+    /// `self.packet`.
+    #[inline]
+    fn send(&mut self, port: PortId) -> Result<(), DropReason> {
+        match self.egress[port.index()] {
+            Egress::Own => self.transmit(port),
+            Egress::Worker(worker) => {
+                let worker = usize::from(worker);
+                if !self.handoff.hand_over(self.id, worker, port, &mut self.packet) {
+                    return Err(DropReason::HandoffFull);
+                }
+                self.woken[worker] = true;
+                self.counters.handoff_out.add(1);
+                Ok(())
+            }
+            Egress::None => Err(DropReason::EgressGone),
+        }
+    }
+
+    #[inline]
+    fn transmit(&mut self, port: PortId) -> Result<(), DropReason> {
+        let slot = self.slots.get_mut(usize::from(self.own_slot[port.index()])).filter(|slot| slot.port == port);
+        let slot = slot.ok_or(DropReason::EgressGone)?;
+        let bytes: u64 = self.packet.iter().map(|piece| u64::from(piece.bytes)).sum();
+        if !slot.queue.transmit(&mut self.packet) {
+            // A full ring is often only waiting for its kick.
+            self.counters.tx_syscalls.add(u64::from(slot.queue.kick()));
+            slot.queue.complete(&mut self.returned);
+            if !slot.queue.transmit(&mut self.packet) {
+                slot.dirty = true;
+                return Err(DropReason::TxRingFull);
+            }
+        }
+        slot.dirty = true;
+        let counters = self.counters.port(port);
+        counters.tx.add(1);
+        counters.tx_bytes.add(bytes);
+        Ok(())
+    }
+
+    /// Transmits the packet in `self.packet` that another worker handed over. A drop is counted at the egress port, since
+    /// the ingress port's counters here are not where the packet was counted as received.
+    pub(super) fn transmit_handed(&mut self, port: PortId) {
+        if let Err(reason) = self.transmit(port) {
+            self.counters.port(port).tx_dropped[reason as usize].add(1);
+            self.free_packet();
+        }
+    }
+
+    /// Gives the packet in `self.packet` back to the kernel through the host port, which is a member of the bridge. One that
+    /// came from an uplink and is addressed to that interface gets the bridge's own MAC address instead, so that the node's
+    /// stack accepts it there.
+    fn pass_to_kernel(&mut self, ingress: PortId, headers: Option<&Headers>, reason: PassReason, tables: &Tables) {
+        let host = self.host_port.and_then(|id| Some((id, tables.ports.get(id)?)));
+        let from = tables.ports.get(ingress);
+        let Some((host_id, host)) = host else {
+            return self.drop_packet(ingress, DropReason::HostPortGone);
+        };
+        if let Some(Port { kind: PortKind::Uplink, .. }) = from
+            && let Some(destination) = self.memory.bytes_mut(&mut self.packet[0]).first_chunk_mut::<6>()
+        {
+            *destination = host.router_mac.0;
+        }
+        if let Some(headers) = headers {
+            self.finish_checksum(headers, ingress, tables);
+        }
+        match self.send(host_id) {
+            Ok(()) => self.counters.port(ingress).kernel[reason as usize].add(1),
+            Err(_) => self.drop_packet(ingress, DropReason::HostPortGone),
+        }
+    }
+
+    fn drop_packet(&mut self, port: PortId, reason: DropReason) {
+        self.counters.port(port).dropped[reason as usize].add(1);
+        self.free_packet();
+    }
+
+    fn free_packet(&mut self) {
+        for piece in self.packet.drain(..) {
+            self.pool.put_one(piece.frame);
+        }
+    }
+
+    /// What the bridge would have learned from the frame's source address: keeps a known one alive, reports a new one.
+    #[inline]
+    fn learn_source(&mut self, headers: &Headers, ingress: PortId, tables: &Tables, now_s: u32) {
+        let Some(from) = tables.ports.get(ingress) else { return };
+        if from.kind != PortKind::Pod {
+            return;
+        }
+        match tables.fdb.get(headers.source_mac) {
+            Some(entry) if entry.port == ingress => self.activity.touch(entry.activity, now_s),
+            Some(entry) if entry.is_static => {}
+            _ if from.learning => self.report_source(LearnReport { port: ingress, mac: headers.source_mac }, now_s),
+            _ => {}
+        }
+    }
+
+    #[cold]
+    fn report_source(&mut self, report: LearnReport, now_s: u32) {
+        match self.limiter.sight(report, now_s) {
+            Sighting::Report if self.learn.push(report).is_ok() => self.counters.learn_reports.add(1),
+            Sighting::Report | Sighting::Limited => self.counters.learn_limited.add(1),
+            Sighting::Known => {}
+        }
+    }
+}

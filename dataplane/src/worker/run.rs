@@ -1,0 +1,72 @@
+//! The loop around a worker: heartbeat, commands, turns, and what to do when there is nothing to do.
+
+use std::ops::ControlFlow;
+
+use super::{Command, Worker};
+use crate::afxdp::{Heartbeat, QueueIo, Waiter, clock};
+use crate::limits;
+use crate::table::Reader;
+
+/// What a worker without work does: it keeps looking for `spin_us`, then sleeps until a frame, a command or a hand-off
+/// arrives. It wakes every [`limits::HEARTBEAT_PERIOD_MS`] for its heartbeat.
+#[derive(Clone, Copy, Debug)]
+pub struct IdlePolicy {
+    /// Microseconds of looking before sleeping. More lowers the latency of sparse traffic by the cost of a wake-up and
+    /// burns the core for longer; 0 sleeps at once.
+    pub spin_us: u32,
+}
+
+/// Runs `worker` on the calling thread until it is told to stop, pinned to `cpu` where given.
+pub fn run<Q: QueueIo>(
+    mut worker: Worker<Q>,
+    mut tables: Reader,
+    heartbeat: Heartbeat,
+    waiter: Waiter,
+    idle: IdlePolicy,
+    cpu: Option<usize>,
+) {
+    if let Some(id) = cpu {
+        // The loader has checked that the CPU exists and is allowed; should it have been taken away since, an unpinned
+        // worker is better than none.
+        core_affinity::set_for_current(core_affinity::CoreId { id });
+    }
+    let spin_ns = u64::from(idle.spin_us) * 1000;
+    let mut idle_since_ns = None;
+    loop {
+        let now_ns = clock::coarse_ns();
+        heartbeat.beat(now_ns);
+        while let Some(command) = worker.next_command() {
+            if obey(&mut worker, &waiter, command).is_break() {
+                return;
+            }
+        }
+        if worker.turn(tables.load(), (now_ns / 1_000_000_000) as u32) != 0 {
+            idle_since_ns = None;
+            continue;
+        }
+        let now_ns = clock::precise_ns();
+        let since_ns = *idle_since_ns.get_or_insert(now_ns);
+        if now_ns - since_ns < spin_ns {
+            std::hint::spin_loop();
+            continue;
+        }
+        if waiter.sleep(limits::HEARTBEAT_PERIOD_MS, || worker.work_waits()) {
+            worker.counters().sleeps.add(1);
+        }
+        // Woken for nothing but the heartbeat, it goes back to sleep at once.
+        idle_since_ns = Some(0);
+    }
+}
+
+/// Keeps what the worker sleeps on in step with what it serves.
+fn obey<Q: QueueIo>(worker: &mut Worker<Q>, waiter: &Waiter, command: Command<Q>) -> ControlFlow<()> {
+    match &command {
+        Command::AddQueue { queue, .. } => {
+            // Without it the worker still finds the packets, at the latest when it wakes for its heartbeat.
+            let _ = waiter.add(queue);
+        }
+        Command::RemovePort { port, .. } => worker.queues(*port).for_each(|queue| waiter.remove(queue)),
+        _ => {}
+    }
+    worker.obey(command)
+}

@@ -1,0 +1,467 @@
+//! The engine's threads: the shared memory, the workers, and the sockets that they are given and give back.
+//!
+//! The loader makes and closes sockets, because both take privileges and time; a worker only uses them. Each socket has one
+//! owner, by the rule of [`Ownership`]; a port's queues go to their workers by command and come back by command.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{self, RecvTimeoutError, Sender};
+use crossbeam::queue::ArrayQueue;
+use podlane_dataplane::afxdp::{
+    BindError, BindOptions, ClosedSocket, Heartbeats, Socket, SocketHandle, Umem, UmemError, Waiter, Waker, XskMode,
+    clock,
+};
+use podlane_dataplane::table::learn::LearnReport;
+use podlane_dataplane::table::{Activity, Publisher};
+use podlane_dataplane::worker::{
+    Command, Egress, FrameCount, FramePool, Handoff, Homes, IdlePolicy, LEARN_QUEUE, Worker, WorkerCounters,
+    WorkerParts, run,
+};
+use podlane_dataplane::{PortId, limits};
+
+/// How long a worker may take to answer before it is given up.
+const ANSWER: Duration = Duration::from_millis(500);
+/// How often a queue is tried that another socket still holds: closing is asynchronous in the kernel.
+const BIND_ATTEMPTS: u32 = 8;
+/// Queues for which every worker keeps a minimum of frames aside: Kubernetes' usual limit of pods on a node, and uplinks.
+const EXPECTED_QUEUES: usize = 256;
+
+/// The engine cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The shared memory.
+    #[error(transparent)]
+    Umem(#[from] UmemError),
+    /// A socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A worker's thread or what it sleeps on.
+    #[error("cannot start worker {worker}: {source}")]
+    Thread {
+        /// Its number.
+        worker: usize,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The heartbeats' map.
+    #[error("cannot map the heartbeats: {0}")]
+    Heartbeats(io::Error),
+    /// A worker did not answer in time.
+    #[error("worker {0} does not answer; its frames pass to the kernel; restart podlane")]
+    Stuck(usize),
+    /// Every socket number is in use.
+    #[error("all {} AF_XDP socket numbers are in use; the port stays with the kernel", u16::MAX)]
+    SocketNumbers,
+}
+
+/// Which worker owns which queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ownership {
+    workers: usize,
+}
+
+impl Ownership {
+    /// The rule for this many workers.
+    pub fn new(workers: usize) -> Self {
+        Ownership { workers }
+    }
+
+    /// The worker that owns queue `queue` of a port with `queues` queues: worker *w* owns queue *w* (and further ones in
+    /// turn). Ports with fewer queues than there are workers are spread by their number, so that not all pods, which
+    /// mostly have one queue, end up with worker 0.
+    pub fn owner(self, port: PortId, queue: u32, queues: u32) -> usize {
+        let shift = if queues as usize >= self.workers { 0 } else { port.index() };
+        (queue as usize + shift) % self.workers
+    }
+
+    /// How worker `worker` sends to that port.
+    pub fn egress(self, worker: usize, port: PortId, queues: u32) -> Egress {
+        if (0..queues).any(|queue| self.owner(port, queue, queues) == worker) {
+            return Egress::Own;
+        }
+        // Spread over the owners, so that not all others send through queue 0.
+        let owner = self.owner(port, worker as u32 % queues, queues);
+        Egress::Worker(owner as u8)
+    }
+}
+
+/// A socket of an open port, as the loader keeps it.
+#[derive(Debug)]
+pub struct OpenQueue {
+    /// The queue's number.
+    pub queue: u32,
+    /// The worker that drains it.
+    pub worker: usize,
+    /// To put it into the XSKMAP and to read its statistics.
+    pub handle: SocketHandle,
+}
+
+/// What the engine is started with.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// UMEM frames, a power of two.
+    pub frames: u32,
+    /// The CPU of each worker.
+    pub cpus: Vec<usize>,
+    /// Microseconds of looking before a worker sleeps.
+    pub idle_spin_us: u32,
+    /// Use TX metadata for checksums where the kernel has it.
+    pub checksum_metadata: bool,
+}
+
+#[derive(Debug)]
+struct WorkerHandle {
+    cpu: usize,
+    commands: Sender<Command<Socket>>,
+    waker: Waker,
+    counters: Arc<WorkerCounters>,
+    activity: Arc<Activity>,
+    thread: JoinHandle<()>,
+}
+
+/// The running engine.
+#[derive(Debug)]
+pub struct Engine {
+    umem: Umem,
+    anchor: SocketHandle,
+    mode: XskMode,
+    ownership: Ownership,
+    heartbeats: Heartbeats,
+    learn: Arc<ArrayQueue<LearnReport>>,
+    workers: Vec<WorkerHandle>,
+    numbers: Numbers,
+    /// Queues of open ports: how many each has.
+    queues: std::collections::HashMap<PortId, u32>,
+}
+
+impl Engine {
+    /// Registers the memory through a socket on the host port, starts the workers, and opens the host port for them.
+    ///
+    /// # Errors
+    /// Any of [`EngineError`]; nothing runs then.
+    pub fn start(
+        options: &EngineOptions,
+        publisher: &Publisher,
+        heartbeats: Heartbeats,
+        host_port: PortId,
+        host_ifindex: u32,
+    ) -> Result<Self, EngineError> {
+        let umem = Umem::new(options.frames)?;
+        let mut numbers = Numbers::default();
+        let number = numbers.take().ok_or(EngineError::SocketNumbers)?;
+        let bind = BindOptions { checksum_metadata: options.checksum_metadata };
+        let anchor = Socket::bind_anchor(&umem, host_ifindex, 0, number, bind)?;
+        let (handle, mode) = (anchor.handle(), anchor.mode());
+        let mut engine = Engine {
+            umem,
+            anchor: handle,
+            mode,
+            ownership: Ownership::new(options.cpus.len()),
+            heartbeats,
+            learn: Arc::new(ArrayQueue::new(LEARN_QUEUE)),
+            workers: Vec::new(),
+            numbers,
+            queues: Default::default(),
+        };
+        engine.spawn(options, publisher)?;
+        engine.tell_all(|_| Command::SetHostPort(host_port));
+        engine.give(host_port, 1, vec![(0, anchor)]);
+        Ok(engine)
+    }
+
+    fn spawn(&mut self, options: &EngineOptions, publisher: &Publisher) -> Result<(), EngineError> {
+        let count = options.cpus.len();
+        let homes = Homes::new(count, options.frames);
+        let mut waiters = Vec::new();
+        let mut wakers = Vec::new();
+        for worker in 0..count {
+            let (waiter, waker) = Waiter::new().map_err(|source| EngineError::Thread { worker, source })?;
+            waiters.push(waiter);
+            wakers.push(waker);
+        }
+        let handoff = Handoff::new(wakers.clone());
+        let shares = homes.split(self.umem.take_frames());
+        let idle = IdlePolicy { spin_us: options.idle_spin_us };
+        for (id, ((waiter, waker), share)) in waiters.into_iter().zip(wakers).zip(shares).enumerate() {
+            let (commands, receiver) = channel::unbounded();
+            let counters = Arc::new(WorkerCounters::default());
+            let activity = Arc::new(Activity::new());
+            let worker = Worker::new(WorkerParts {
+                id,
+                umem: self.umem.clone(),
+                pool: FramePool::new(id, homes.clone(), share, EXPECTED_QUEUES.div_ceil(count)),
+                counters: Arc::clone(&counters),
+                activity: Arc::clone(&activity),
+                learn: Arc::clone(&self.learn),
+                handoff: handoff.clone(),
+                commands: receiver,
+            });
+            let (reader, heartbeat, cpu) = (publisher.reader(), self.heartbeats.worker(id), options.cpus[id]);
+            // Alive from the start: the first frames may be steered before the thread has come around once.
+            heartbeat.beat(clock::coarse_ns());
+            let thread = std::thread::Builder::new()
+                .name(format!("podlane-w{id}"))
+                .spawn(move || run(worker, reader, heartbeat, waiter, idle, Some(cpu)))
+                .map_err(|source| EngineError::Thread { worker: id, source })?;
+            self.workers.push(WorkerHandle { cpu, commands, waker, counters, activity, thread });
+        }
+        Ok(())
+    }
+
+    /// Binds a socket to every queue of an interface and gives them to their workers. The XDP program may steer to them
+    /// from then on. On failure nothing is left open.
+    ///
+    /// # Errors
+    /// [`EngineError::Bind`], [`EngineError::SocketNumbers`].
+    pub fn open_port(&mut self, port: PortId, ifindex: u32, queues: u32) -> Result<Vec<OpenQueue>, EngineError> {
+        let mut sockets = Vec::new();
+        for queue in 0..queues {
+            match self.bind(ifindex, queue) {
+                Ok(socket) => sockets.push((queue, socket)),
+                Err(error) => {
+                    self.close_sockets(sockets.into_iter().map(|(_, socket)| socket).collect());
+                    return Err(error);
+                }
+            }
+        }
+        for worker in &self.workers {
+            worker.counters.port(port).reset();
+        }
+        let open = sockets
+            .iter()
+            .map(|(queue, socket)| OpenQueue {
+                queue: *queue,
+                worker: self.ownership.owner(port, *queue, queues),
+                handle: socket.handle(),
+            })
+            .collect();
+        self.give(port, queues, sockets);
+        Ok(open)
+    }
+
+    fn bind(&mut self, ifindex: u32, queue: u32) -> Result<Socket, EngineError> {
+        let number = self.numbers.take().ok_or(EngineError::SocketNumbers)?;
+        let mut pause = Duration::from_millis(2);
+        for attempt in 1.. {
+            match Socket::bind_shared(&self.umem, &self.anchor, self.mode, ifindex, queue, number) {
+                Ok(socket) => return Ok(socket),
+                Err(error) if error.is_busy() && attempt < BIND_ATTEMPTS => {
+                    std::thread::sleep(pause);
+                    pause *= 2;
+                }
+                Err(error) => {
+                    self.numbers.give_back(number);
+                    return Err(error.into());
+                }
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    fn give(&mut self, port: PortId, queues: u32, sockets: Vec<(u32, Socket)>) {
+        for (queue, socket) in sockets {
+            let owner = self.ownership.owner(port, queue, queues);
+            self.tell(owner, Command::AddQueue { port, queue: socket });
+        }
+        let ownership = self.ownership;
+        self.tell_all(|worker| Command::SetEgress { port, egress: ownership.egress(worker, port, queues) });
+        self.queues.insert(port, queues);
+    }
+
+    /// Takes a port's sockets from the workers, closes them, and has the workers take their frames back. `handles` are those
+    /// that [`Engine::open_port`] returned; a socket is only closed when nobody holds it open. Publish tables without the
+    /// port and detach the XDP program first.
+    ///
+    /// # Errors
+    /// [`EngineError::Stuck`].
+    pub fn close_port(&mut self, port: PortId, handles: Vec<OpenQueue>) -> Result<(), EngineError> {
+        drop(handles);
+        self.queues.remove(&port);
+        for (index, worker) in self.workers.iter().enumerate() {
+            let (reply, answer) = channel::bounded(1);
+            self.tell(index, Command::RemovePort { port, reply });
+            let sockets = receive(&answer, index)?;
+            if sockets.is_empty() {
+                continue;
+            }
+            let closed = close_all(sockets, &mut self.numbers);
+            let (reply, answer) = channel::bounded(1);
+            let _ = worker.commands.send(Command::Reclaim { closed, reply });
+            worker.waker.wake();
+            receive(&answer, index)?;
+        }
+        Ok(())
+    }
+
+    /// Closes sockets that no worker has seen: they hold no frames.
+    fn close_sockets(&mut self, sockets: Vec<Socket>) {
+        for closed in close_all(sockets, &mut self.numbers) {
+            self.umem.reclaim(closed, &mut Vec::new());
+        }
+    }
+
+    /// Counts the frames by place, over all workers.
+    ///
+    /// # Errors
+    /// [`EngineError::Stuck`].
+    pub fn audit(&self) -> Result<FrameCount, EngineError> {
+        let mut sum = FrameCount::default();
+        for index in 0..self.workers.len() {
+            let (reply, answer) = channel::bounded(1);
+            self.tell(index, Command::Audit { reply });
+            sum += receive(&answer, index)?;
+        }
+        Ok(sum)
+    }
+
+    /// Stops the workers and closes all sockets.
+    pub fn stop(mut self) {
+        for (index, worker) in std::mem::take(&mut self.workers).into_iter().enumerate() {
+            let (reply, answer) = channel::bounded(1);
+            let _ = worker.commands.send(Command::Stop { reply });
+            worker.waker.wake();
+            match answer.recv_timeout(ANSWER) {
+                Ok(sockets) => {
+                    drop(sockets);
+                    let _ = worker.thread.join();
+                }
+                Err(_) => tracing::error!(worker = index, "a worker does not answer; leaving it behind"),
+            }
+        }
+    }
+
+    /// Reads a learn report that a worker made.
+    pub fn learn_report(&self) -> Option<LearnReport> {
+        self.learn.pop()
+    }
+
+    /// When any worker last used entry `index`, seconds of the monotonic clock; 0 for never.
+    pub fn last_used_s(&self, index: u32) -> u32 {
+        self.workers.iter().map(|worker| worker.activity.last_used_s(index)).max().unwrap_or(0)
+    }
+
+    /// How the sockets are bound.
+    pub fn mode(&self) -> XskMode {
+        self.mode
+    }
+
+    /// UMEM frames.
+    pub fn frames(&self) -> u32 {
+        self.umem.frames()
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// A worker's CPU, counters and age of its heartbeat in nanoseconds.
+    pub fn worker(&self, index: usize) -> (usize, &WorkerCounters, u64) {
+        let worker = &self.workers[index];
+        let age_ns = clock::coarse_ns().saturating_sub(self.heartbeats.worker(index).last_ns());
+        (worker.cpu, &worker.counters, age_ns)
+    }
+
+    /// Queues that a worker owns.
+    pub fn queues_of(&self, worker: usize) -> usize {
+        let owned = |(port, queues): (&PortId, &u32)| {
+            (0..*queues).filter(|queue| self.ownership.owner(*port, *queue, *queues) == worker).count()
+        };
+        self.queues.iter().map(owned).sum()
+    }
+
+    /// The number of a worker whose thread has ended by itself, if there is one: a bug.
+    pub fn dead_worker(&self) -> Option<usize> {
+        self.workers.iter().position(|worker| worker.thread.is_finished())
+    }
+
+    fn tell(&self, worker: usize, command: Command<Socket>) {
+        // A worker that has ended no longer listens; `dead_worker` tells of it.
+        let _ = self.workers[worker].commands.send(command);
+        self.workers[worker].waker.wake();
+    }
+
+    fn tell_all(&self, command: impl Fn(usize) -> Command<Socket>) {
+        (0..self.workers.len()).for_each(|worker| self.tell(worker, command(worker)));
+    }
+}
+
+fn receive<T>(answer: &channel::Receiver<T>, worker: usize) -> Result<T, EngineError> {
+    answer.recv_timeout(ANSWER).map_err(|error| match error {
+        RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => EngineError::Stuck(worker),
+    })
+}
+
+fn close_all(sockets: Vec<Socket>, numbers: &mut Numbers) -> Vec<ClosedSocket> {
+    let mut closed = Vec::new();
+    for socket in sockets {
+        let number = podlane_dataplane::afxdp::QueueIo::number(&socket);
+        match socket.close() {
+            Ok(proof) => {
+                numbers.give_back(number);
+                closed.push(proof);
+            }
+            // Only when a handle leaked; its number stays taken, so that its frames cannot be mistaken for another's.
+            Err(_) => tracing::error!(number, "a socket is still held open; its frames are lost until the next start"),
+        }
+    }
+    closed
+}
+
+/// Hands out socket numbers.
+#[derive(Debug, Default)]
+struct Numbers {
+    next: u16,
+    free: Vec<u16>,
+}
+
+impl Numbers {
+    fn take(&mut self) -> Option<u16> {
+        if let Some(number) = self.free.pop() {
+            return Some(number);
+        }
+        // The highest value is not a socket's, since a place is a number plus one.
+        if self.next >= u16::MAX - 1 {
+            return None;
+        }
+        self.next += 1;
+        Some(self.next - 1)
+    }
+
+    fn give_back(&mut self, number: u16) {
+        self.free.push(number);
+    }
+}
+
+const _: () = assert!(limits::MAX_WORKERS <= u8::MAX as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worker_w_owns_queue_w_where_a_port_has_enough_queues() {
+        let rule = Ownership::new(4);
+        for port in [PortId(0), PortId(7)] {
+            for queue in 0..8 {
+                assert_eq!(rule.owner(port, queue, 8), queue as usize % 4);
+            }
+            assert!((0..4).all(|worker| rule.egress(worker, port, 8) == Egress::Own));
+        }
+    }
+
+    #[test]
+    fn ports_with_one_queue_are_spread_and_the_others_hand_over_to_the_owner() {
+        let rule = Ownership::new(4);
+        let owners: std::collections::HashSet<_> = (0..4).map(|port| rule.owner(PortId(port), 0, 1)).collect();
+        assert_eq!(owners.len(), 4);
+        let owner = rule.owner(PortId(6), 0, 1);
+        for worker in 0..4 {
+            let expected = if worker == owner { Egress::Own } else { Egress::Worker(owner as u8) };
+            assert_eq!(rule.egress(worker, PortId(6), 1), expected);
+        }
+    }
+}
