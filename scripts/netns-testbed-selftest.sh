@@ -102,7 +102,8 @@ nothing_left() {
 
 # No name of a testbed has landed in the root namespace. (Others may be at work there, so only our names count.)
 root_links() {
-    ip -o link show | sed 's/^[0-9]*: \([^:@]*\).*/\1/' | grep -E '^(cbr0|seg0|outside|node[0-9]+|veth-pod[0-9]+)$' | sort
+    ip -o link show | sed 's/^[0-9]*: \([^:@]*\).*/\1/' |
+        grep -E '^(cbr0|seg0|outside|node[0-9]+|veth-pod[0-9]+)$' | sort
 }
 same_root_links() { diff <(printf '%s' "$ROOT_LINKS") <(printf '%s' "$(root_links)"); }
 

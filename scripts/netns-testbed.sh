@@ -395,7 +395,7 @@ check_ready_for_up() {
     [[ ${OPT[masquerade]} == off ]] || need_tool nft nftables
     [[ ${OPT[pods_checksum_offload]} == on ]] || need_tool ethtool ethtool
     [[ ! -e $STATE_DIR ]] ||
-        fail "the testbed '$INSTANCE' is up already: remove it first ($PROGRAM down$(name_option)), or take another --name."
+        fail "the testbed '$INSTANCE' is up already: remove it first ($PROGRAM down$(name_option)) or choose a --name."
     [[ -z $(own_namespaces) ]] ||
         fail "namespaces of a former testbed '$INSTANCE' are left over: remove them with $PROGRAM down$(name_option)."
 }
@@ -680,7 +680,8 @@ del_pod() {
     lock_state
     recall
     pod=$(number_of pod "${ARGS[0]}" "$MAX_POD_NUMBER") || exit
-    exists "$INSTANCE-pod$pod" || fail "there is no pod$pod in the testbed '$INSTANCE' ($PROGRAM status$(name_option) shows what there is)."
+    exists "$INSTANCE-pod$pod" ||
+        fail "there is no pod$pod in the testbed '$INSTANCE' ($PROGRAM status$(name_option) shows what there is)."
     remove_pod "$pod" "${POD_NODE[$pod]}"
 }
 
@@ -828,7 +829,8 @@ readonly ROW='%-9s %-18s %-9s %-18s %-25s %-17s %-6s %s\n'
 status_table() {
     local node pod
     printf "Testbed '%s': %s, %s, MTU %d (uplinks %d), masquerade %s, route from outside %s\n" "$INSTANCE" \
-        "${OPT[topology]}" "${OPT[family]}" "${OPT[mtu]}" "${OPT[uplink_mtu]}" "${OPT[masquerade]}" "${OPT[route_outside]}"
+        "${OPT[topology]}" "${OPT[family]}" "${OPT[mtu]}" "${OPT[uplink_mtu]}" "${OPT[masquerade]}" \
+        "${OPT[route_outside]}"
     # shellcheck disable=SC2059 # the format is ours
     printf "$ROW" PLACE NAMESPACE INTERFACE IPV4 IPV6 MAC MTU STATE
     for ((node = 1; node <= OPT[nodes]; node++)); do
