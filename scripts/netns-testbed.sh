@@ -251,7 +251,6 @@ readonly PODS4=10.244 PODS6=fd00:10:244
 readonly CLUSTER4=$PODS4.0.0/16 CLUSTER6=$PODS6::/48
 readonly OUTSIDE4=198.51.100 OUTSIDE6=2001:db8:ffff
 
-
 # The node's own end of its uplink network, and the gateway's.
 uplink_net4() { if is_cloud; then printf '192.168.%d' $((100 + $1)); else printf '192.168.100'; fi; }
 uplink_net6() { if is_cloud; then printf 'fd00:192:168:%d:' $((100 + $1)); else printf 'fd00:192:168:100:'; fi; }
