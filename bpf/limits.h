@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The limits of dataplane/src/limits.rs that size maps and bound loops. A test compares the two files. */
+#ifndef PODLANE_LIMITS_H
+#define PODLANE_LIMITS_H
+
+/* Ports of one dataplane: pods, uplinks and the host port together. */
+#define MAX_PORTS 512
+/* Queues of one port that can carry a socket; also the stride of the XSKMAP (port * MAX_QUEUES + queue). */
+#define MAX_QUEUES 16
+/* Worker threads. */
+#define MAX_WORKERS 16
+/* Entries of the forwarding database, all ports together. */
+#define MAX_FDB 16384
+/* Neighbours, both families together. */
+#define MAX_NEIGHBOURS 16384
+/* Routes of one family. */
+#define MAX_ROUTES 262144
+/* Distinct next hops of all routes. */
+#define MAX_NEXT_HOPS 16384
+/* Configured cluster CIDRs of one family. */
+#define MAX_CLUSTER_CIDRS 16
+/* A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds. */
+#define HEARTBEAT_STALE_MS 80
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Steering: a frame that the engine can finish goes to the AF_XDP socket of its queue, every other one to the kernel,
+ * with a counted reason. It is an allow list: what no check admits passes.
+ */
+#ifndef PODLANE_STEER_H
+#define PODLANE_STEER_H
+
+#include "decide.h"
+#include "kernel.h"
+#include "limits.h"
+#include "parse.h"
+#include "reason.h"
+#include "tables.h"
+
+#define NS_PER_MS 1000000ULL
+
+/*
+ * Copies the first bytes of a frame of frame_bytes into head and says how many. A driver may leave any number of them,
+ * down to none, in the linear part; the helper reads across buffers and is the slow way.
+ */
+static __always_inline __u64 load_head(struct xdp_md *ctx, __u64 frame_bytes, struct head *head)
+{
+	const __u8 *from = (const __u8 *)(long)ctx->data;
+	__u8 *to = (__u8 *)head;
+	__u64 bytes = frame_bytes < HEAD_BYTES ? frame_bytes : HEAD_BYTES;
+
+	if (from + HEAD_BYTES <= (const __u8 *)(long)ctx->data_end) {
+		/* Whole words, aligned at the destination; every supported machine loads unaligned ones. */
+		*(__u16 *)to = 0;
+		*(__u16 *)(to + 2) = *(const __u16 *)from;
+		*(__u32 *)(to + 4) = *(const __u32 *)(from + 2);
+#pragma unroll
+		for (int word = 0; word < 7; word++)
+			*(__u64 *)(to + 8 + 8 * word) = *(const __u64 *)(from + 6 + 8 * word);
+		return HEAD_BYTES;
+	}
+	__builtin_memset(head, 0, sizeof(*head));
+	barrier_var(bytes);
+	if (bytes == 0 || bytes > HEAD_BYTES)
+		return 0;
+	return bpf_xdp_load_bytes(ctx, 0, to + 2, bytes) ? 0 : bytes;
+}
+
+/* Whether the worker that owns a socket has lately shown that it is alive. */
+static __always_inline int worker_is_alive(__u32 socket)
+{
+	const struct heartbeat *heartbeat;
+	const __u32 *worker = bpf_map_lookup_elem(&owners, &socket);
+	__u64 ns;
+
+	if (!worker)
+		return 0;
+	heartbeat = bpf_map_lookup_elem(&heartbeats, worker);
+	if (!heartbeat)
+		return 0;
+	ns = *(const volatile __u64 *)&heartbeat->ns;
+	/* The worker may have read the clock after us: a heartbeat from the future is fresh. */
+	return ns && (__s64)(bpf_ktime_get_coarse_ns() - ns) <= (__s64)(HEARTBEAT_STALE_MS * NS_PER_MS);
+}
+
+static __always_inline int pass(struct counters *count, __u32 reason)
+{
+	if (reason >= PASS_REASONS)
+		reason = PASS_PORT_STATE;
+	barrier_var(reason);
+	count->passed[reason & (PASS_SLOTS - 1)]++;
+	return XDP_PASS;
+}
+
+/* Sends an admitted frame to the socket of its queue if somebody drains it. */
+static __always_inline int to_socket(struct xdp_md *ctx, __u32 port, struct counters *count)
+{
+	__u32 queue = ctx->rx_queue_index;
+	__u32 socket = port * MAX_QUEUES + queue;
+
+	if (queue >= MAX_QUEUES || !bpf_map_lookup_elem(&sockets, &socket))
+		return pass(count, PASS_NO_SOCKET);
+	if (!worker_is_alive(socket))
+		return pass(count, PASS_WORKER_STALLED);
+	if (bpf_redirect_map(&sockets, socket, XDP_PASS) != XDP_REDIRECT)
+		return pass(count, PASS_NO_SOCKET);
+	count->steered++;
+	return XDP_REDIRECT;
+}
+
+/* The program. is_super_frame: the frame is a segmentation super-frame, whose segment size a socket would lose. */
+static __always_inline int steer_frame(struct xdp_md *ctx, int is_super_frame)
+{
+	__u32 ifindex = ctx->ingress_ifindex;
+	const __u32 *id = bpf_map_lookup_elem(&interfaces, &ifindex);
+	__u32 ingress = id ? *id : MAX_PORTS;
+	struct counters *count = bpf_map_lookup_elem(&counters, &ingress);
+	const struct port *port;
+	struct packet packet;
+	struct head head;
+	__u32 reason;
+
+	if (!count)
+		return XDP_PASS;
+	packet.frame_bytes = bpf_xdp_get_buff_len(ctx);
+	count->rx_packets++;
+	count->rx_bytes += packet.frame_bytes;
+	if (is_super_frame)
+		return pass(count, PASS_SUPER_FRAME);
+	packet.head_bytes = load_head(ctx, packet.frame_bytes, &head);
+	reason = parse(&head, &packet);
+	if (reason != ADMIT)
+		return pass(count, reason);
+	port = bpf_map_lookup_elem(&ports, &ingress);
+	/* A number that was handed out again while we looked belongs to another interface now. */
+	if (!port || port->ifindex != ifindex)
+		return pass(count, PASS_PORT_STATE);
+	reason = decide(&head, &packet, ingress, port);
+	if (reason != ADMIT)
+		return pass(count, reason);
+	return to_socket(ctx, ingress, count);
+}
+
+#endif

@@ -1,0 +1,93 @@
+//! Attaching the program to interfaces, by links that the kernel takes away with this process.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
+use libbpf_rs::{Xdp, XdpFlags};
+use nix::libc;
+
+use super::error::AttachError;
+use super::{Steering, load, sys};
+
+/// Where in the receive path a program runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum XdpMode {
+    /// In the driver, on raw frames (`XDP_FLAGS_DRV_MODE`). A veth pair stops offering TSO to its other end.
+    Native,
+    /// In the stack, on socket buffers (`XDP_FLAGS_SKB_MODE`): slower, for drivers without XDP. Super-frames pass.
+    Generic,
+}
+
+impl Steering {
+    /// Attaches the program to interface `ifindex` of the calling thread's network namespace; `name` is for messages. The
+    /// mode is exactly the one asked for, never another instead, and is returned. Attaching again changes nothing and
+    /// returns the mode in use.
+    ///
+    /// # Errors
+    /// See [`AttachError`]; the interface stays as it was.
+    pub fn attach(&mut self, ifindex: u32, name: &str, mode: XdpMode) -> Result<XdpMode, AttachError> {
+        if let Some((mode, _)) = self.links.get(&ifindex) {
+            return Ok(*mode);
+        }
+        let program = match mode {
+            XdpMode::Native => self.native.as_fd(),
+            XdpMode::Generic => self.generic_program(name)?.as_fd(),
+        };
+        let created = sys::create_link(program, ifindex, mode);
+        let link = created.map_err(|error| explain(error, ifindex, name, mode, self.native.as_fd()))?;
+        self.links.insert(ifindex, (mode, link));
+        Ok(mode)
+    }
+
+    /// Takes the program off interface `ifindex`. When this returns no frame enters the program there any more. It is no
+    /// error if it was not attached or the interface is gone.
+    pub fn detach(&mut self, ifindex: u32) {
+        self.links.remove(&ifindex);
+    }
+
+    /// Interfaces that the program is attached to, and how.
+    pub fn attached(&self) -> impl Iterator<Item = (u32, XdpMode)> {
+        self.links.iter().map(|(ifindex, (mode, _))| (*ifindex, *mode))
+    }
+
+    fn generic_program(&mut self, name: &str) -> Result<&OwnedFd, AttachError> {
+        let program: OwnedFd = match self.generic.take() {
+            Some(program) => program,
+            None => load::generic(&self.mirrored, &self.plain)
+                .map_err(|source| AttachError::NoGenericMode { name: name.to_owned(), source: Box::new(source) })?,
+        };
+        Ok(self.generic.insert(program))
+    }
+}
+
+/// Turns the kernel's number into a sentence (`net/core/dev.c` `dev_xdp_attach`, `drivers/net/veth.c` `veth_xdp_set`).
+fn explain(error: io::Error, ifindex: u32, name: &str, mode: XdpMode, program: BorrowedFd<'_>) -> AttachError {
+    let name = name.to_owned();
+    let is_gone = matches!(nix::net::if_::if_indextoname(ifindex), Err(nix::Error::ENXIO | nix::Error::ENODEV));
+    if is_gone {
+        return AttachError::Gone { name };
+    }
+    match error.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => match foreign_program(ifindex, program) {
+            Some((id, program)) => AttachError::Foreign { name, id, program },
+            None => AttachError::Other { name, source: error },
+        },
+        Some(libc::EOPNOTSUPP) if mode == XdpMode::Native => AttachError::NoNativeXdp { name },
+        Some(libc::ENOSPC) => AttachError::Queues { name },
+        Some(libc::ERANGE | libc::EINVAL) => AttachError::Settings { name },
+        Some(libc::EPERM | libc::EACCES) => AttachError::Permission { name },
+        _ => AttachError::Other { name, source: error },
+    }
+}
+
+/// Number and name of the XDP program that interface `ifindex` already has, in whichever mode.
+fn foreign_program(ifindex: u32, any: BorrowedFd<'_>) -> Option<(u32, String)> {
+    let found = Xdp::new(any).query(i32::try_from(ifindex).ok()?, XdpFlags::NONE).ok()?;
+    let ids = [found.prog_id, found.drv_prog_id, found.skb_prog_id, found.hw_prog_id];
+    let id = ids.into_iter().find(|&id| id != 0)?;
+    let mut programs = ProgInfoIter::with_query_opts(ProgInfoQueryOptions::default());
+    let name = programs.find(|info| info.id == id).map_or_else(|| OsString::from("name unknown"), |info| info.name);
+    Some((id, name.to_string_lossy().into_owned()))
+}

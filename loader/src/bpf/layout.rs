@@ -1,0 +1,221 @@
+//! The structures of `bpf/tables.h`, byte by byte.
+//!
+//! Keys and values of BPF maps are plain bytes: integers in the machine's order, addresses in the wire's. Loading compares
+//! their sizes with the compiled program's, and the tests run both sides against each other.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use podlane_dataplane::forward::PassReason;
+use podlane_dataplane::table::{Adjacency, Cluster, LinkId, NextHop, NextHopAction, Port, PortKind, Routing};
+use podlane_dataplane::{MacAddr, limits};
+
+/// Bytes from one worker's heartbeat to the next in the heartbeat map; the heartbeat itself is the `u64` in front.
+pub const HEARTBEAT_STRIDE: usize = 64;
+/// Bytes of the heartbeat map that hold heartbeats; a mapping of it is rounded up to whole pages.
+pub const HEARTBEAT_BYTES: usize = HEARTBEAT_STRIDE * limits::MAX_WORKERS;
+
+/// `PASS_SLOTS`: elements of the array of counters by reason.
+const PASS_SLOTS: usize = 32;
+/// Bytes of `struct counters`.
+pub(super) const COUNTERS_BYTES: usize = 8 * (3 + PASS_SLOTS);
+/// Bytes of `struct port`.
+pub(super) const PORT_BYTES: usize = 32;
+/// Bytes of `struct adjacency`.
+pub(super) const ADJACENCY_BYTES: usize = 24;
+/// Bytes of `struct next_hop`.
+pub(super) const NEXT_HOP_BYTES: usize = 16;
+/// Bytes of `struct node`.
+pub(super) const NODE_BYTES: usize = 24 + (8 + 32) * limits::MAX_CLUSTER_CIDRS;
+
+/// Fills a structure from front to back; what is not written is zero.
+struct Fields<const N: usize> {
+    bytes: [u8; N],
+    used: usize,
+}
+
+impl<const N: usize> Fields<N> {
+    fn new() -> Self {
+        Fields { bytes: [0; N], used: 0 }
+    }
+
+    fn bytes(mut self, field: &[u8]) -> Self {
+        self.bytes[self.used..self.used + field.len()].copy_from_slice(field);
+        self.used += field.len();
+        self
+    }
+
+    fn u32(self, value: u32) -> Self {
+        self.bytes(&value.to_ne_bytes())
+    }
+}
+
+/// A MAC address as in `head.destination_key`.
+pub(super) fn mac(mac: MacAddr) -> [u8; 8] {
+    mac.to_u64().to_be_bytes()
+}
+
+/// `struct port`.
+pub(super) fn port(port: &Port) -> [u8; PORT_BYTES] {
+    let kind = match port.kind {
+        PortKind::Pod => 1,
+        PortKind::Uplink => 2,
+        PortKind::Host => 3,
+    };
+    let flags = [port.forwarding, port.learning, port.isolated, port.partial_checksums];
+    let flags = flags.iter().enumerate().fold(0, |all, (bit, &flag)| all | u32::from(flag) << bit);
+    let fields = Fields::new().bytes(&mac(port.router_mac)).u32(port.ifindex).u32(kind).u32(flags);
+    fields.u32(port.mtu).u32(port.max_frame).bytes
+}
+
+/// `struct adjacency`.
+pub(super) fn adjacency(adjacency: &Adjacency) -> [u8; ADJACENCY_BYTES] {
+    let fields = Fields::new().bytes(&mac(adjacency.destination)).bytes(&mac(adjacency.source));
+    fields.u32(u32::from(adjacency.port.0)).u32(1).bytes
+}
+
+/// `struct next_hop`.
+pub(super) fn next_hop(next_hop: &NextHop) -> [u8; NEXT_HOP_BYTES] {
+    let (kind, value) = match next_hop.action {
+        NextHopAction::Kernel(reason) => (1, reason as u32),
+        NextHopAction::OnLink(link) => (2, u32::from(link.0)),
+        NextHopAction::Gateway(adjacency) => (3, adjacency),
+    };
+    Fields::new().u32(kind).u32(value).u32(next_hop.mtu).bytes
+}
+
+/// `struct node`.
+pub(super) fn node(routing: &Routing, cluster: &Cluster) -> [u8; NODE_BYTES] {
+    let off = |reason: Option<PassReason>| reason.map_or(0, |reason| reason as u32 + 1);
+    let mut fields = Fields::new().u32(off(routing.ipv4_off)).u32(off(routing.ipv6_off)).u32(off(routing.bridge_off));
+    fields = fields.u32(cluster.ipv4().len() as u32).u32(cluster.ipv6().len() as u32).u32(0);
+    for (address, length) in cluster.ipv4() {
+        let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+        fields = fields.bytes(&address.octets()).bytes(&mask.to_be_bytes());
+    }
+    fields.used = 24 + 8 * limits::MAX_CLUSTER_CIDRS;
+    for (address, length) in cluster.ipv6() {
+        let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+        fields = fields.bytes(&address.octets()).bytes(&mask.to_be_bytes());
+    }
+    fields.bytes
+}
+
+/// `struct host4`.
+pub(super) fn host4(link: LinkId, address: Ipv4Addr) -> [u8; 8] {
+    Fields::new().u32(u32::from(link.0)).bytes(&address.octets()).bytes
+}
+
+/// `struct host6`.
+pub(super) fn host6(link: LinkId, address: Ipv6Addr) -> [u8; 20] {
+    Fields::new().u32(u32::from(link.0)).bytes(&address.octets()).bytes
+}
+
+/// `struct prefix4`. Host bits of `address` are cleared.
+pub(super) fn prefix4(address: u32, length: u8) -> [u8; 8] {
+    let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
+    Fields::new().u32(u32::from(length.min(32))).bytes(&(address & mask).to_be_bytes()).bytes
+}
+
+/// `struct prefix6`. Host bits of `address` are cleared.
+pub(super) fn prefix6(address: u128, length: u8) -> [u8; 20] {
+    let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
+    Fields::new().u32(u32::from(length.min(128))).bytes(&(address & mask).to_be_bytes()).bytes
+}
+
+/// What the program did with the frames of one port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PortCounters {
+    /// Frames that it saw.
+    pub rx_packets: u64,
+    /// Their bytes, Ethernet headers included.
+    pub rx_bytes: u64,
+    /// Frames that it gave to an AF_XDP socket. A socket without room drops: see the socket's own counters.
+    pub steered: u64,
+    /// Frames that it left to the kernel, by [`PassReason`] as an index.
+    pub passed: [u64; PassReason::COUNT],
+}
+
+impl PortCounters {
+    /// Adds one CPU's `struct counters`.
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        let mut values = bytes.chunks_exact(8).map(|chunk| {
+            let mut value = [0; 8];
+            value.copy_from_slice(chunk);
+            u64::from_ne_bytes(value)
+        });
+        let totals = [&mut self.rx_packets, &mut self.rx_bytes, &mut self.steered];
+        for total in totals.into_iter().chain(&mut self.passed) {
+            *total += values.next().unwrap_or(0);
+        }
+    }
+
+    /// Frames that it left to the kernel, for all reasons together.
+    pub fn passed_total(&self) -> u64 {
+        self.passed.iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The value of `#define name value` in a header.
+    fn define(header: &str, name: &str) -> u64 {
+        let start = format!("#define {name} ");
+        let line = header.lines().find_map(|line| line.strip_prefix(&start));
+        line.unwrap_or_else(|| panic!("no {name} in the header")).trim().parse().unwrap()
+    }
+
+    #[test]
+    fn limits_are_those_of_the_engine() {
+        let header = include_str!("../../../bpf/limits.h");
+        let limits = [
+            ("MAX_PORTS", limits::MAX_PORTS),
+            ("MAX_QUEUES", limits::MAX_QUEUES),
+            ("MAX_WORKERS", limits::MAX_WORKERS),
+            ("MAX_FDB", limits::MAX_FDB),
+            ("MAX_NEIGHBOURS", limits::MAX_NEIGHBOURS),
+            ("MAX_ROUTES", limits::MAX_ROUTES),
+            ("MAX_NEXT_HOPS", limits::MAX_NEXT_HOPS),
+            ("MAX_CLUSTER_CIDRS", limits::MAX_CLUSTER_CIDRS),
+            ("HEARTBEAT_STALE_MS", limits::HEARTBEAT_STALE_MS as usize),
+        ];
+        for (name, value) in limits {
+            assert_eq!(define(header, name), value as u64, "{name}");
+        }
+        let defines = header.lines().filter(|line| line.starts_with("#define MAX_")).count();
+        assert_eq!(defines + 1, limits.len(), "every limit of the header is compared");
+    }
+
+    #[test]
+    fn reasons_are_those_of_the_engine() {
+        let header = include_str!("../../../bpf/reason.h");
+        let entries = header.lines().filter_map(|line| {
+            let (name, number) = line.trim().strip_prefix("PASS_")?.strip_suffix(',')?.split_once(" = ")?;
+            Some((name.to_lowercase(), number.parse::<usize>().unwrap()))
+        });
+        let mut expected: Vec<_> =
+            PassReason::ALL.iter().map(|reason| (reason.name().to_owned(), *reason as usize)).collect();
+        expected.push(("reasons".to_owned(), PassReason::COUNT));
+        assert_eq!(entries.collect::<Vec<_>>(), expected);
+        assert_eq!(define(include_str!("../../../bpf/tables.h"), "PASS_SLOTS"), PASS_SLOTS as u64);
+    }
+
+    #[test]
+    fn host_bits_of_prefixes_are_cleared() {
+        assert_eq!(prefix4(0x0a01_0203, 24)[4..], [10, 1, 2, 0]);
+        assert_eq!(prefix4(u32::MAX, 0)[4..], [0; 4]);
+        assert_eq!(prefix6(u128::MAX, 8)[4..7], [0xff, 0, 0]);
+    }
+
+    #[test]
+    fn counters_of_all_cpus_are_added() {
+        let cpu: Vec<u8> = (1_u64..=3 + PASS_SLOTS as u64).flat_map(u64::to_ne_bytes).collect();
+        let mut counters = PortCounters::default();
+        counters.add(&cpu);
+        counters.add(&cpu);
+        assert_eq!((counters.rx_packets, counters.rx_bytes, counters.steered), (2, 4, 6));
+        assert_eq!(counters.passed[0], 8);
+        assert_eq!(counters.passed_total(), (0..PassReason::COUNT as u64).map(|index| 2 * (4 + index)).sum());
+    }
+}

@@ -1,0 +1,175 @@
+//! The XDP program: loading it, attaching it to ports, and keeping its maps equal to the engine's tables.
+//!
+//! [`Steering`] owns the loaded programs, their maps and every attachment. All of it lives in file descriptors of this
+//! process and nothing is pinned: however the process ends, the kernel detaches the programs and the node's traffic goes
+//! the kernel's way. The programs themselves are in `bpf/`.
+
+mod attach;
+mod error;
+mod layout;
+mod load;
+mod sync;
+mod sys;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use libbpf_rs::{ErrorKind, MapCore, MapFlags};
+use podlane_dataplane::table::Tables;
+use podlane_dataplane::{PortId, limits};
+
+pub use attach::XdpMode;
+pub use error::{AttachError, BpfError};
+pub use layout::{HEARTBEAT_BYTES, HEARTBEAT_STRIDE, PortCounters};
+pub use sync::Writes;
+pub use sys::TestRun;
+
+/// The loaded XDP programs.
+#[derive(Debug)]
+pub struct Steering {
+    native: OwnedFd,
+    /// Loaded when the first port asks for generic mode; an older kernel refuses it.
+    generic: Option<OwnedFd>,
+    mirrored: sync::Mirrored,
+    plain: load::PlainMaps,
+    /// Attachments by interface index.
+    links: HashMap<u32, (XdpMode, OwnedFd)>,
+}
+
+impl Steering {
+    /// Loads the program for native mode. It steers nothing until it is attached, has tables, sockets and heartbeats.
+    ///
+    /// # Errors
+    /// [`BpfError::Permission`] and [`BpfError::Load`].
+    pub fn load() -> Result<Self, BpfError> {
+        let (native, mirrored, plain) = load::native()?;
+        let mirrored = sync::Mirrored::new(mirrored)?;
+        Ok(Steering { native, generic: None, mirrored, plain, links: HashMap::new() })
+    }
+
+    /// Writes what differs from the last call into the maps. Unchanged parts of a snapshot (the same `Arc`) cost nothing.
+    ///
+    /// # Errors
+    /// [`BpfError::Full`] before anything is written; [`BpfError::Map`] with everything up to that point written, and the
+    /// next call going on from there.
+    pub fn sync(&mut self, tables: &Tables) -> Result<Writes, BpfError> {
+        self.mirrored.sync(tables)
+    }
+
+    /// Has frames from queue `queue` of `port` go to the AF_XDP socket `socket`, which worker `worker` drains. The socket
+    /// must be bound to that queue of that port's interface; the kernel drops what is redirected to any other. Closing the
+    /// socket takes the entry away.
+    ///
+    /// # Errors
+    /// [`BpfError::Beyond`] for a number beyond the limits, [`BpfError::Map`] if `socket` is no AF_XDP socket.
+    pub fn set_socket(
+        &mut self,
+        port: PortId,
+        queue: u32,
+        socket: BorrowedFd<'_>,
+        worker: usize,
+    ) -> Result<(), BpfError> {
+        let key = socket_key(port, queue)?;
+        below("worker", worker, limits::MAX_WORKERS)?;
+        // The owner first: a socket without one would be judged by another worker's heartbeat.
+        let owner = self.plain.owners.update(&key, &(worker as u32).to_ne_bytes(), MapFlags::ANY);
+        owner.map_err(|source| BpfError::Map { table: "socket owners", source })?;
+        let entry = self.plain.sockets.update(&key, &socket.as_raw_fd().to_ne_bytes(), MapFlags::ANY);
+        entry.map_err(|source| BpfError::Map { table: "AF_XDP sockets", source })
+    }
+
+    /// Has frames from queue `queue` of `port` pass to the kernel again. A queue without a socket is no error.
+    ///
+    /// # Errors
+    /// As [`Steering::set_socket`].
+    pub fn clear_socket(&mut self, port: PortId, queue: u32) -> Result<(), BpfError> {
+        match self.plain.sockets.delete(&socket_key(port, queue)?) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(BpfError::Map { table: "AF_XDP sockets", source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The map of heartbeats, to be mapped shared and writable: [`HEARTBEAT_BYTES`], worker `w`'s heartbeat being the
+    /// `u64` at `w * HEARTBEAT_STRIDE`. A worker stores `CLOCK_MONOTONIC_COARSE` there, in nanoseconds; when that is older
+    /// than [`limits::HEARTBEAT_STALE_MS`] its frames pass to the kernel. 0: no worker.
+    pub fn heartbeats(&self) -> BorrowedFd<'_> {
+        self.plain.heartbeats.as_fd()
+    }
+
+    /// Writes one heartbeat with a system call, for whoever has not mapped the heartbeats.
+    ///
+    /// # Errors
+    /// As [`Steering::set_socket`].
+    pub fn beat(&self, worker: usize, ns: u64) -> Result<(), BpfError> {
+        below("worker", worker, limits::MAX_WORKERS)?;
+        let mut value = [0; HEARTBEAT_STRIDE];
+        value[..8].copy_from_slice(&ns.to_ne_bytes());
+        let written = self.plain.heartbeats.update(&(worker as u32).to_ne_bytes(), &value, MapFlags::ANY);
+        written.map_err(|source| BpfError::Map { table: "heartbeats", source })
+    }
+
+    /// What the program did with the frames of `port` since its counters were reset.
+    ///
+    /// # Errors
+    /// [`BpfError::Beyond`] and [`BpfError::Map`].
+    pub fn counters(&self, port: PortId) -> Result<PortCounters, BpfError> {
+        below("port", port.index(), limits::MAX_PORTS)?;
+        self.read_counters(port.index())
+    }
+
+    /// Frames of interfaces that the program is attached to but that are no port in the last snapshot; they all pass.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn stray_counters(&self) -> Result<PortCounters, BpfError> {
+        self.read_counters(limits::MAX_PORTS)
+    }
+
+    /// Sets the counters of `port` to zero. Only exact while no frame arrives there: use it before a port number is handed
+    /// out again.
+    ///
+    /// # Errors
+    /// [`BpfError::Beyond`] and [`BpfError::Map`].
+    pub fn reset_counters(&mut self, port: PortId) -> Result<(), BpfError> {
+        below("port", port.index(), limits::MAX_PORTS)?;
+        let failed = |source| BpfError::Map { table: "counters", source };
+        let zeros = vec![vec![0; layout::COUNTERS_BYTES]; libbpf_rs::num_possible_cpus().map_err(failed)?];
+        let key = u32::from(port.0).to_ne_bytes();
+        self.plain.counters.update_percpu(&key, &zeros, MapFlags::ANY).map_err(failed)
+    }
+
+    fn read_counters(&self, index: usize) -> Result<PortCounters, BpfError> {
+        let found = self.plain.counters.lookup_percpu(&(index as u32).to_ne_bytes(), MapFlags::ANY);
+        let cpus = found.map_err(|source| BpfError::Map { table: "counters", source })?.unwrap_or_default();
+        let mut counters = PortCounters::default();
+        cpus.iter().for_each(|cpu| counters.add(cpu));
+        Ok(counters)
+    }
+
+    /// Runs the native program `repeat` times on a made-up frame, as if it had come in through queue `queue` of interface
+    /// `ifindex` of the calling thread's network namespace. The frame counts; it is not delivered anywhere.
+    ///
+    /// # Errors
+    /// The kernel's: `EINVAL` for a frame of less than 14 bytes, `ENODEV` for an unknown interface or queue.
+    pub fn test_run(&self, frame: &[u8], ifindex: u32, queue: u32, repeat: u32) -> std::io::Result<TestRun> {
+        let end = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        let mut context = [0; 24];
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        for (field, value) in context.chunks_exact_mut(4).zip([0, end, 0, ifindex, queue, 0]) {
+            field.copy_from_slice(&value.to_ne_bytes());
+        }
+        sys::test_run(self.native.as_fd(), frame, &context, repeat)
+    }
+}
+
+fn below(what: &'static str, number: usize, limit: usize) -> Result<(), BpfError> {
+    if number < limit { Ok(()) } else { Err(BpfError::Beyond { what, number, limit }) }
+}
+
+fn socket_key(port: PortId, queue: u32) -> Result<[u8; 4], BpfError> {
+    below("port", port.index(), limits::MAX_PORTS)?;
+    below("queue", queue as usize, limits::MAX_QUEUES)?;
+    Ok((port.index() as u32 * limits::MAX_QUEUES as u32 + queue).to_ne_bytes())
+}

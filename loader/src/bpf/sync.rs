@@ -1,0 +1,343 @@
+//! Writing snapshots into the BPF maps: only the difference to what is there, in an order in which the program never
+//! follows an entry to a target that is not written yet.
+//!
+//! The maps have one writer, so what they hold is known without reading them back: every table keeps a copy of what was
+//! successfully written. A call that fails half-way leaves that copy true, and the next call goes on from there.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
+use podlane_dataplane::table::Tables;
+
+use super::error::BpfError;
+use super::layout;
+
+/// How much a call of [`super::Steering::sync`] wrote.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Writes {
+    /// Entries that were added or changed.
+    pub updated: usize,
+    /// Entries that were removed.
+    pub removed: usize,
+}
+
+/// The map of a keyed table and what is in it.
+#[derive(Debug)]
+pub(super) struct Keyed<const K: usize, const V: usize> {
+    pub(super) map: MapHandle,
+    table: &'static str,
+    /// Key to value and the round of planning that last saw it.
+    written: HashMap<[u8; K], ([u8; V], u32)>,
+    round: u32,
+}
+
+/// What has to happen to a keyed table. Empty: nothing.
+#[derive(Debug)]
+struct Changes<const K: usize, const V: usize> {
+    put: Vec<([u8; K], [u8; V])>,
+    added: usize,
+    remove: Vec<[u8; K]>,
+}
+
+impl<const K: usize, const V: usize> Default for Changes<K, V> {
+    fn default() -> Self {
+        Changes { put: Vec::new(), added: 0, remove: Vec::new() }
+    }
+}
+
+impl<const K: usize, const V: usize> Keyed<K, V>
+where
+    [u8; K]: Hash + Eq,
+{
+    fn new(map: MapHandle, table: &'static str) -> Result<Self, BpfError> {
+        check_sizes(&map, K, V)?;
+        Ok(Keyed { map, table, written: HashMap::new(), round: 0 })
+    }
+
+    /// Compares with what is written; refuses more entries than fit.
+    fn plan(&mut self, entries: impl Iterator<Item = ([u8; K], [u8; V])>) -> Result<Changes<K, V>, BpfError> {
+        self.round = self.round.wrapping_add(1);
+        let mut changes = Changes::default();
+        let mut kept = 0;
+        for (key, value) in entries {
+            match self.written.get_mut(&key) {
+                None => {
+                    changes.added += 1;
+                    changes.put.push((key, value));
+                }
+                Some((old, round)) => {
+                    kept += usize::from(*round != self.round);
+                    *round = self.round;
+                    if *old != value {
+                        changes.put.push((key, value));
+                    }
+                }
+            }
+        }
+        let (count, limit) = (kept + changes.added, self.map.max_entries() as usize);
+        if count > limit {
+            return Err(BpfError::Full { table: self.table, count, limit });
+        }
+        if kept < self.written.len() {
+            let stale = self.written.iter().filter(|(_, (_, round))| *round != self.round);
+            changes.remove = stale.map(|(key, _)| *key).collect();
+        }
+        Ok(changes)
+    }
+
+    /// Adds and changes. In a map that is too full to hold old and new entries together, the old ones go first.
+    fn put(&mut self, changes: &mut Changes<K, V>, writes: &mut Writes) -> Result<(), BpfError> {
+        if self.written.len() + changes.added > self.map.max_entries() as usize {
+            self.remove(changes, writes)?;
+        }
+        for (key, value) in &changes.put {
+            self.map.update(key, value, MapFlags::ANY).map_err(|source| self.failed(source))?;
+            self.written.insert(*key, (*value, self.round));
+            writes.updated += 1;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, changes: &mut Changes<K, V>, writes: &mut Writes) -> Result<(), BpfError> {
+        for key in changes.remove.drain(..) {
+            match self.map.delete(&key) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(self.failed(error)),
+                _ => writes.removed += 1,
+            }
+            self.written.remove(&key);
+        }
+        Ok(())
+    }
+
+    fn failed(&self, source: libbpf_rs::Error) -> BpfError {
+        BpfError::Map { table: self.table, source }
+    }
+}
+
+/// The map of a table whose keys are its indices, and what is in it. A slot of zeros is empty.
+#[derive(Debug)]
+pub(super) struct Slots<const V: usize> {
+    pub(super) map: MapHandle,
+    table: &'static str,
+    written: Vec<[u8; V]>,
+}
+
+/// What has to happen to an indexed table: slots to fill, and slots to empty. Empty: nothing.
+#[derive(Debug, Default)]
+struct SlotChanges<const V: usize> {
+    put: Vec<(usize, [u8; V])>,
+    clear: Vec<usize>,
+}
+
+impl<const V: usize> Slots<V> {
+    fn new(map: MapHandle, table: &'static str) -> Result<Self, BpfError> {
+        check_sizes(&map, 4, V)?;
+        Ok(Slots { map, table, written: Vec::new() })
+    }
+
+    fn plan(&mut self, slots: impl Iterator<Item = [u8; V]>) -> Result<SlotChanges<V>, BpfError> {
+        let mut changes = SlotChanges::default();
+        let mut count = 0;
+        for (index, value) in slots.enumerate() {
+            count = index + 1;
+            let old = self.written.get(index).unwrap_or(&[0; V]);
+            if *old == value {
+                continue;
+            }
+            if value == [0; V] { changes.clear.push(index) } else { changes.put.push((index, value)) }
+        }
+        let limit = self.map.max_entries() as usize;
+        if count > limit {
+            return Err(BpfError::Full { table: self.table, count, limit });
+        }
+        changes.clear.extend((count..self.written.len()).filter(|&index| self.written[index] != [0; V]));
+        Ok(changes)
+    }
+
+    fn put(&mut self, changes: &SlotChanges<V>, writes: &mut Writes) -> Result<(), BpfError> {
+        for (index, value) in &changes.put {
+            self.write(*index, *value)?;
+            writes.updated += 1;
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, changes: &SlotChanges<V>, writes: &mut Writes) -> Result<(), BpfError> {
+        for &index in &changes.clear {
+            self.write(index, [0; V])?;
+            writes.removed += 1;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, index: usize, value: [u8; V]) -> Result<(), BpfError> {
+        let table = self.table;
+        let updated = self.map.update(&(index as u32).to_ne_bytes(), &value, MapFlags::ANY);
+        updated.map_err(|source| BpfError::Map { table, source })?;
+        if self.written.len() <= index {
+            self.written.resize(index + 1, [0; V]);
+        }
+        self.written[index] = value;
+        Ok(())
+    }
+}
+
+/// Refuses a map whose keys and values are not of the expected sizes.
+pub(super) fn check_sizes(map: &MapHandle, key: usize, value: usize) -> Result<(), BpfError> {
+    let (found, expected) = (map.key_size() + map.value_size(), (key + value) as u32);
+    if map.key_size() as usize == key && map.value_size() as usize == value {
+        return Ok(());
+    }
+    Err(BpfError::Layout { map: map.name().to_string_lossy().into_owned(), found, expected })
+}
+
+/// The maps that mirror a snapshot.
+#[derive(Debug)]
+pub(super) struct Mirrored {
+    pub(super) interfaces: Keyed<4, 4>,
+    pub(super) ports: Slots<{ layout::PORT_BYTES }>,
+    pub(super) fdb: Keyed<8, 4>,
+    pub(super) hosts4: Keyed<8, 4>,
+    pub(super) hosts6: Keyed<20, 4>,
+    pub(super) adjacencies: Slots<{ layout::ADJACENCY_BYTES }>,
+    pub(super) next_hops: Slots<{ layout::NEXT_HOP_BYTES }>,
+    pub(super) fib4: Keyed<8, 4>,
+    pub(super) fib6: Keyed<20, 4>,
+    pub(super) node: Slots<{ layout::NODE_BYTES }>,
+    /// The last snapshot that was written completely: parts that are still the same need no look.
+    last: Option<Tables>,
+}
+
+/// The same maps, as they come out of the loaded program.
+pub(super) struct MirroredMaps {
+    pub interfaces: MapHandle,
+    pub ports: MapHandle,
+    pub fdb: MapHandle,
+    pub hosts4: MapHandle,
+    pub hosts6: MapHandle,
+    pub adjacencies: MapHandle,
+    pub next_hops: MapHandle,
+    pub fib4: MapHandle,
+    pub fib6: MapHandle,
+    pub nodes: MapHandle,
+}
+
+/// The changes of every table.
+#[derive(Default)]
+struct Plan {
+    interfaces: Changes<4, 4>,
+    ports: SlotChanges<{ layout::PORT_BYTES }>,
+    fdb: Changes<8, 4>,
+    hosts4: Changes<8, 4>,
+    hosts6: Changes<20, 4>,
+    adjacencies: SlotChanges<{ layout::ADJACENCY_BYTES }>,
+    next_hops: SlotChanges<{ layout::NEXT_HOP_BYTES }>,
+    fib4: Changes<8, 4>,
+    fib6: Changes<20, 4>,
+    node: SlotChanges<{ layout::NODE_BYTES }>,
+}
+
+impl Mirrored {
+    pub(super) fn new(maps: MirroredMaps) -> Result<Self, BpfError> {
+        Ok(Mirrored {
+            interfaces: Keyed::new(maps.interfaces, "interfaces")?,
+            ports: Slots::new(maps.ports, "ports")?,
+            fdb: Keyed::new(maps.fdb, "MAC addresses in the forwarding database")?,
+            hosts4: Keyed::new(maps.hosts4, "IPv4 neighbours")?,
+            hosts6: Keyed::new(maps.hosts6, "IPv6 neighbours")?,
+            adjacencies: Slots::new(maps.adjacencies, "adjacencies")?,
+            next_hops: Slots::new(maps.next_hops, "next hops")?,
+            fib4: Keyed::new(maps.fib4, "IPv4 routes")?,
+            fib6: Keyed::new(maps.fib6, "IPv6 routes")?,
+            node: Slots::new(maps.nodes, "settings of the node")?,
+            last: None,
+        })
+    }
+
+    /// Brings the maps to the state of `tables`.
+    pub(super) fn sync(&mut self, tables: &Tables) -> Result<Writes, BpfError> {
+        let mut plan = self.plan(tables)?;
+        let mut writes = Writes::default();
+        self.put(&mut plan, &mut writes)?;
+        self.remove(&mut plan, &mut writes)?;
+        self.last = Some(tables.clone());
+        Ok(writes)
+    }
+
+    /// Compares the parts that are not the very same as in the last snapshot.
+    fn plan(&mut self, tables: &Tables) -> Result<Plan, BpfError> {
+        let mut plan = Plan::default();
+        let last = self.last.take();
+        let last = last.as_ref();
+        if !last.is_some_and(|last| Arc::ptr_eq(&last.ports, &tables.ports)) {
+            let count = tables.ports.iter().last().map_or(0, |(id, _)| id.index() + 1);
+            let mut slots = vec![[0; layout::PORT_BYTES]; count];
+            for (id, port) in tables.ports.iter() {
+                slots[id.index()] = layout::port(port);
+            }
+            plan.ports = self.ports.plan(slots.into_iter())?;
+            let numbers = tables.ports.iter().map(|(id, port)| (port.ifindex.to_ne_bytes(), index(u32::from(id.0))));
+            plan.interfaces = self.interfaces.plan(numbers)?;
+        }
+        if !last.is_some_and(|last| Arc::ptr_eq(&last.fdb, &tables.fdb)) {
+            let entries = tables.fdb.iter().map(|(mac, entry)| (layout::mac(mac), index(u32::from(entry.port.0))));
+            plan.fdb = self.fdb.plan(entries)?;
+        }
+        if !last.is_some_and(|last| Arc::ptr_eq(&last.hosts, &tables.hosts)) {
+            let hosts = tables.hosts.iter4();
+            plan.hosts4 = self.hosts4.plan(hosts.map(|(link, ip, to)| (layout::host4(link, ip), index(to))))?;
+            let hosts = tables.hosts.iter6();
+            plan.hosts6 = self.hosts6.plan(hosts.map(|(link, ip, to)| (layout::host6(link, ip), index(to))))?;
+        }
+        if !last.is_some_and(|last| Arc::ptr_eq(&last.adjacencies, &tables.adjacencies)) {
+            plan.adjacencies = self.adjacencies.plan(tables.adjacencies.iter().map(layout::adjacency))?;
+        }
+        if !last.is_some_and(|last| Arc::ptr_eq(&last.next_hops, &tables.next_hops)) {
+            plan.next_hops = self.next_hops.plan(tables.next_hops.iter().map(layout::next_hop))?;
+        }
+        if !last.is_some_and(|last| Arc::ptr_eq(&last.fib4, &tables.fib4)) {
+            let routes = tables.fib4.iter();
+            plan.fib4 = self.fib4.plan(routes.map(|(ip, length, to)| (layout::prefix4(ip, length), index(to))))?;
+        }
+        if !last.is_some_and(|last| Arc::ptr_eq(&last.fib6, &tables.fib6)) {
+            let routes = tables.fib6.iter();
+            plan.fib6 = self.fib6.plan(routes.map(|(ip, length, to)| (layout::prefix6(ip, length), index(to))))?;
+        }
+        plan.node = self.node.plan(std::iter::once(layout::node(&tables.routing, &tables.cluster)))?;
+        Ok(plan)
+    }
+
+    /// Targets before what points to them.
+    fn put(&mut self, plan: &mut Plan, writes: &mut Writes) -> Result<(), BpfError> {
+        self.ports.put(&plan.ports, writes)?;
+        self.adjacencies.put(&plan.adjacencies, writes)?;
+        self.next_hops.put(&plan.next_hops, writes)?;
+        self.hosts4.put(&mut plan.hosts4, writes)?;
+        self.hosts6.put(&mut plan.hosts6, writes)?;
+        self.fdb.put(&mut plan.fdb, writes)?;
+        self.fib4.put(&mut plan.fib4, writes)?;
+        self.fib6.put(&mut plan.fib6, writes)?;
+        self.node.put(&plan.node, writes)?;
+        self.interfaces.put(&mut plan.interfaces, writes)
+    }
+
+    /// What points to targets before them.
+    fn remove(&mut self, plan: &mut Plan, writes: &mut Writes) -> Result<(), BpfError> {
+        self.interfaces.remove(&mut plan.interfaces, writes)?;
+        self.fib6.remove(&mut plan.fib6, writes)?;
+        self.fib4.remove(&mut plan.fib4, writes)?;
+        self.fdb.remove(&mut plan.fdb, writes)?;
+        self.hosts6.remove(&mut plan.hosts6, writes)?;
+        self.hosts4.remove(&mut plan.hosts4, writes)?;
+        self.node.clear(&plan.node, writes)?;
+        self.next_hops.clear(&plan.next_hops, writes)?;
+        self.adjacencies.clear(&plan.adjacencies, writes)?;
+        self.ports.clear(&plan.ports, writes)
+    }
+}
+
+fn index(value: u32) -> [u8; 4] {
+    value.to_ne_bytes()
+}
