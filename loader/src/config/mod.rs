@@ -1,0 +1,177 @@
+//! The configuration: read from a TOML file and the command line, judged as a whole, and from then on typed.
+//!
+//! [`Settings`] are what a person said; [`Config`] is what Podlane works with. Between the two stands [`Config::resolve`],
+//! which collects every mistake instead of stopping at the first. After it nothing of a configuration can be wrong except
+//! its relation to the node (does the bridge exist?), which [`crate::check`] looks at.
+
+mod cidr;
+mod cpus;
+mod file;
+mod judge;
+mod names;
+mod settings;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use judge::{Judge, LOG_LEVELS};
+use podlane_dataplane::limits::CHUNK_SIZE;
+use tracing::level_filters::LevelFilter;
+
+pub use cidr::BadCidr;
+pub use cpus::{BadCpuList, Host, MAX_CPU, format_list};
+pub use file::{KEYS, nearest};
+pub use names::{
+    BadInstanceName, BadInterfaceName, InstanceName, InterfaceName, MAX_INSTANCE_NAME, MAX_INTERFACE_NAME,
+};
+pub use settings::{ConfigError, Given, Origin, Problem, Settings};
+
+/// The file that is read if none is named and this one exists.
+pub const DEFAULT_FILE: &str = "/etc/podlane/podlane.toml";
+/// Fewest UMEM frames.
+pub const MIN_FRAMES: u32 = 2048;
+/// UMEM frames if none are given: 64 MiB.
+pub const DEFAULT_FRAMES: u32 = 16_384;
+/// Most UMEM frames: 1 GiB.
+pub const MAX_FRAMES: u32 = 262_144;
+/// Workers if none are given and the machine has that many CPUs. Workers sleep when idle, so a CPU is not lost to one; but
+/// each adds rings to every port, and four forward more than the uplinks of common nodes carry.
+pub const DEFAULT_WORKERS: usize = 4;
+/// Microseconds that a worker without traffic keeps looking before it sleeps, if none are given.
+pub const DEFAULT_IDLE_SPIN_US: u32 = 50;
+/// Most microseconds of looking.
+pub const MAX_IDLE_SPIN_US: u32 = 1_000_000;
+
+/// How XDP programs are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum XdpMode {
+    /// By the driver, before an skb exists; where a driver cannot, the port stays with the kernel.
+    #[default]
+    Native,
+    /// By the stack, after the skb was built: works with every driver, and super-frames are left to the kernel.
+    Generic,
+}
+
+/// Whether checksums of transmitted frames may be left to the kernel through AF_XDP TX metadata.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ChecksumMetadata {
+    /// Where the kernel has it (6.8 and later), and in software otherwise.
+    #[default]
+    Auto,
+    /// Always in software.
+    Off,
+}
+
+/// A whole, valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+    /// Name of this daemon.
+    pub instance: InstanceName,
+    /// The bridge whose members are pods.
+    pub bridge: InterfaceName,
+    /// Interfaces towards other nodes; empty (said explicitly in the file) for a node that serves only its own pods.
+    pub uplinks: Vec<InterfaceName>,
+    /// Networks of the cluster's pods, without overlaps; empty: the node's own pod subnets.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// The CPU of each worker; its length is the number of workers, 1 to [`podlane_dataplane::limits::MAX_WORKERS`].
+    pub cpus: Vec<usize>,
+    /// UMEM frames of [`CHUNK_SIZE`] bytes; a power of two from [`MIN_FRAMES`] to [`MAX_FRAMES`].
+    pub frames: u32,
+    /// How XDP programs are attached.
+    pub xdp_mode: XdpMode,
+    /// Whether checksums may be left to TX metadata.
+    pub checksum_metadata: ChecksumMetadata,
+    /// How long a worker without traffic keeps looking before it sleeps.
+    pub idle_spin: Duration,
+    /// Bridge members that are left to the kernel.
+    pub skip: Vec<InterfaceName>,
+    /// What is logged.
+    pub log: LevelFilter,
+    /// Sentences about what is allowed but perhaps not meant; for the log and `podlane status`.
+    pub notes: Vec<String>,
+}
+
+impl Config {
+    /// Number of worker threads.
+    pub fn workers(&self) -> usize {
+        self.cpus.len()
+    }
+
+    /// Bytes of the UMEM, all of it locked memory.
+    pub fn umem_bytes(&self) -> u64 {
+        u64::from(self.frames) * CHUNK_SIZE as u64
+    }
+
+    /// Reads the file (`file`, or [`DEFAULT_FILE`] if that exists) and puts the command line's settings over it.
+    ///
+    /// # Errors
+    /// Every mistake of both, each with its place.
+    pub fn load(command_line: Settings, file: Option<&Path>, host: &Host) -> Result<Config, ConfigError> {
+        let default = Path::new(DEFAULT_FILE);
+        let file = file.or_else(|| default.exists().then_some(default));
+        let Some(path) = file else { return Config::resolve(command_line, Vec::new(), None, host) };
+        let text = file::load(path).map_err(|problem| ConfigError::new(Some(path), vec![problem]))?;
+        Config::from_text(command_line, &text, path, host)
+    }
+
+    /// Like [`Config::load`], of a file that was read already; `path` is only named in messages.
+    ///
+    /// # Errors
+    /// Every mistake, each with its place.
+    pub fn from_text(command_line: Settings, text: &str, path: &Path, host: &Host) -> Result<Config, ConfigError> {
+        let (settings, problems) = file::read(text);
+        Config::resolve(command_line.over(settings), problems, Some(path), host)
+    }
+
+    /// Judges settings as a whole; `problems` are those that were found while reading them.
+    ///
+    /// # Errors
+    /// Every mistake, each with its place.
+    pub fn resolve(
+        settings: Settings,
+        problems: Vec<Problem>,
+        file: Option<&Path>,
+        host: &Host,
+    ) -> Result<Config, ConfigError> {
+        // A mistake in a key also makes it look absent; only a readable file can lack something.
+        let readable = problems.is_empty();
+        let mut judge = Judge { problems };
+        judge.path(settings.path);
+        let instance = settings.instance.map_or_else(|| Some(InstanceName::default()), |name| judge.parse(&name));
+        let (bridge, uplinks) = judge.interfaces(settings.bridge, settings.uplinks, readable);
+        let skip = judge.names(settings.skip.unwrap_or_default());
+        let cluster_cidrs = judge.cidrs(settings.cluster_cidrs.unwrap_or_default());
+        let mut notes = Vec::new();
+        let cpus = judge.cpus(settings.workers, settings.cpus, host, &mut notes);
+        let frames = judge.frames(settings.frames);
+        let spin = judge.number(settings.idle_spin_us, 0, MAX_IDLE_SPIN_US, "microseconds");
+        let xdp_mode = judge.choice(settings.xdp_mode, &[("native", XdpMode::Native), ("generic", XdpMode::Generic)]);
+        let checksum_metadata = judge
+            .choice(settings.checksum_metadata, &[("auto", ChecksumMetadata::Auto), ("off", ChecksumMetadata::Off)]);
+        let log = judge.choice(settings.log, &LOG_LEVELS);
+        match (instance, bridge) {
+            (Some(instance), Some(bridge)) if judge.problems.is_empty() => Ok(Config {
+                file: file.map(Path::to_owned),
+                instance,
+                bridge,
+                uplinks,
+                cluster_cidrs,
+                cpus,
+                frames: frames.unwrap_or(DEFAULT_FRAMES),
+                xdp_mode: xdp_mode.unwrap_or_default(),
+                checksum_metadata: checksum_metadata.unwrap_or_default(),
+                idle_spin: Duration::from_micros(spin.unwrap_or(DEFAULT_IDLE_SPIN_US).into()),
+                skip,
+                log: log.unwrap_or(LevelFilter::INFO),
+                notes,
+            }),
+            _ => Err(ConfigError::new(file, judge.problems)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
