@@ -1,0 +1,136 @@
+//! Whatever comes in: no bytes make the engine panic, and whatever it admits has the properties that later steps rely on.
+//!
+//! `PROPTEST_CASES=1000000 cargo test --release --test garbage` makes a long run of it.
+
+mod world;
+
+use podlane_dataplane::forward::{Rewrite, Verdict, decide};
+use podlane_dataplane::packet::{ETHERNET_BYTES, Headers, Network, parse, rewrite};
+use podlane_dataplane::{MacAddr, PortId};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use world::{internet_checksum, recipe, world};
+
+/// Bytes that every admitted frame's first piece can be expected to have: Ethernet, IPv6 and TCP headers.
+const HEADERS: usize = 74;
+
+/// What `parse` promises.
+fn check_postconditions(bytes: &[u8], headers: &Headers) -> Result<(), TestCaseError> {
+    let l3_bytes = headers.l3_bytes as usize;
+    let l4_offset = usize::from(headers.l4_offset);
+    prop_assert!(ETHERNET_BYTES + l3_bytes <= headers.frame_bytes as usize);
+    prop_assert!(headers.source_mac.is_station() && !headers.destination_mac.is_group());
+    prop_assert_eq!(&bytes[..6], &headers.destination_mac.0);
+    prop_assert_eq!(&bytes[6..12], &headers.source_mac.0);
+    let l4_bytes = ETHERNET_BYTES + l3_bytes - l4_offset;
+    let least = match headers.protocol {
+        6 => 20,
+        17 | 1 | 58 => 8,
+        other => return Err(TestCaseError::fail(format!("protocol {other} was admitted"))),
+    };
+    prop_assert!(l4_bytes >= least && bytes.len() >= l4_offset + least);
+    match headers.network {
+        Network::V4 { source, destination } => {
+            prop_assert_eq!((bytes[12], bytes[13], bytes[14], l4_offset), (0x08, 0x00, 0x45, 34));
+            prop_assert_eq!((&bytes[26..30], &bytes[30..34]), (&source.octets()[..], &destination.octets()[..]));
+            prop_assert!(bytes[22] > 1 && bytes[23] == headers.protocol && headers.protocol != 58);
+            prop_assert_eq!(headers.header_checksum_ok, internet_checksum(&[&bytes[14..34]]) == 0);
+        }
+        Network::V6 { source, destination } => {
+            prop_assert_eq!((bytes[12], bytes[13], bytes[14] >> 4, l4_offset), (0x86, 0xdd, 6, 54));
+            prop_assert_eq!((&bytes[22..38], &bytes[38..54]), (&source.octets()[..], &destination.octets()[..]));
+            prop_assert!(bytes[21] > 1 && bytes[20] == headers.protocol && headers.protocol != 1);
+            prop_assert!(headers.header_checksum_ok);
+        }
+    }
+    Ok(())
+}
+
+/// Parses `bytes` as the first piece of a frame; whatever is admitted is rewritten and completed too.
+fn digest(bytes: &[u8], frame_bytes: u32) -> Result<bool, TestCaseError> {
+    let Ok(headers) = parse(bytes, frame_bytes) else { return Ok(false) };
+    check_postconditions(bytes, &headers)?;
+    let mut routed = bytes.to_vec();
+    rewrite::route(&mut routed, &headers, MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2]));
+    let ttl = if headers.l4_offset == 34 { 22 } else { 21 };
+    prop_assert_eq!(routed[ttl], bytes[ttl] - 1);
+    // Behind the IP header nothing changes, and inside of it only the TTL and IPv4's checksum.
+    let changed = (12..bytes.len()).filter(|&at| routed[at] != bytes[at]).collect::<Vec<_>>();
+    prop_assert!(
+        changed.iter().all(|&at| at == ttl || headers.l4_offset == 34 && (24..26).contains(&at)),
+        "{changed:?}"
+    );
+    if let Some(location) = rewrite::partial_checksum(bytes, &headers) {
+        let checksum = rewrite::completed_checksum([bytes], &headers, location);
+        prop_assert_ne!(checksum, 0);
+        rewrite::set_checksum(&mut routed, location, checksum);
+        let field = usize::from(location.start + location.offset);
+        prop_assert_eq!(&routed[field..field + 2], &checksum.to_be_bytes());
+    }
+    Ok(true)
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_do_no_harm(bytes in vec(any::<u8>(), 0..200), more in 0..70_000_u32) {
+        digest(&bytes, bytes.len() as u32 + more)?;
+    }
+
+    /// Random bytes behind an Ethernet header and a first IP byte that get them past the first questions.
+    #[test]
+    fn random_headers_do_no_harm(mut bytes in vec(any::<u8>(), 15..120), is_ipv4: bool, protocol in prop::sample::select(vec![1_u8, 6, 17, 58])) {
+        bytes[0] &= 0xfe;
+        bytes[6] = bytes[6] & 0xfe | 2;
+        let (ether_type, first, protocol_at) = if is_ipv4 { ([8, 0], 0x45, 23) } else { ([0x86, 0xdd], 0x60, 20) };
+        bytes[12..14].copy_from_slice(&ether_type);
+        bytes[14] = first;
+        if let Some(byte) = bytes.get_mut(protocol_at) {
+            *byte = protocol;
+        }
+        digest(&bytes, bytes.len() as u32)?;
+        digest(&bytes, 65_014)?;
+    }
+
+    #[test]
+    fn mutated_frames_do_no_harm(
+        recipe in recipe(),
+        mutations in vec((any::<Index>(), any::<u8>()), 0..8),
+        cut in any::<Index>(),
+    ) {
+        let mut frame = recipe.build();
+        for (at, byte) in mutations {
+            // Most of a frame is payload; headers are what matters.
+            let headers = frame.len().min(HEADERS + 6);
+            frame[at.index(headers)] = byte;
+        }
+        let frame_bytes = frame.len() as u32;
+        let whole = digest(&frame, frame_bytes)?;
+        let piece = &frame[..cut.index(frame.len()) + 1];
+        let first = digest(piece, frame_bytes)?;
+        // A first piece with all headers in it tells as much as the whole frame, a shorter one never more.
+        prop_assert!(whole || !first);
+        if piece.len() >= HEADERS {
+            prop_assert_eq!(parse(piece, frame_bytes), parse(&frame, frame_bytes));
+        }
+    }
+
+    /// Dangling indices, unknown ports and made-up headers: a decision names only what exists.
+    #[test]
+    fn decisions_name_only_what_exists(world in world(), recipes in vec(recipe(), 20), ingress in any::<u16>()) {
+        let tables = world.tables();
+        for recipe in recipes {
+            let frame = recipe.build();
+            let Ok(headers) = parse(&frame, frame.len() as u32) else { continue };
+            prop_assert!(matches!(decide(&headers, PortId(ingress | 0x100), &tables), Verdict::Kernel(_)));
+            if let Verdict::Forward { port, rewrite, used } = decide(&headers, recipe.ingress, &tables) {
+                let to = tables.ports.get(port).expect("the port exists");
+                prop_assert!(to.forwarding && port != recipe.ingress && used < 100);
+                prop_assert!(headers.l3_bytes <= to.mtu && headers.frame_bytes <= to.max_frame);
+                if let Rewrite::Route { destination, source } = rewrite {
+                    prop_assert!(headers.header_checksum_ok && destination.is_station() && source.is_station());
+                }
+            }
+        }
+    }
+}
