@@ -1,6 +1,7 @@
 //! The loader.
 
 pub mod bpf;
+pub mod compile;
 pub mod config;
 pub mod kernel;
 pub mod mirror;
