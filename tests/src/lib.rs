@@ -1,1 +1,19 @@
-//! System tests of Podlane in network namespaces.
+//! What the system tests are made of.
+//!
+//! [`probe`] is the traffic tool that runs inside of a pod (the binary `podlane-probe`). The rest is the other side of it:
+//! [`command`] runs programs with deadlines, [`testbed`] raises and removes the namespaces of `scripts/netns-testbed.sh`,
+//! [`daemon`] starts `podlane run` in a node, [`status`] reads what it says of itself, and [`bed`] puts the four together
+//! into what a test case is handed: a testbed, with or without Podlane, that can send traffic and audit what became of it.
+//!
+//! Nothing here sleeps for luck: everything waits for a condition until a deadline, and a deadline that passes is an error
+//! that names what was waited for.
+
+pub mod bed;
+pub mod command;
+pub mod daemon;
+pub mod frames;
+pub mod leftovers;
+pub mod probe;
+pub mod status;
+pub mod testbed;
+pub mod traffic;

@@ -1,0 +1,129 @@
+//! The daemon is stopped, killed, ended, started again: the node never loses its network.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use podlane_tests::bed::Bed;
+use podlane_tests::command::wait_for;
+use podlane_tests::testbed::Family;
+use podlane_tests::traffic::{Datagrams, Flow, Received, Way};
+
+/// Without a live worker, traffic goes on through the kernel after so long at most, milliseconds.
+const TAKEN_OVER_MS: f64 = 120.0;
+
+/// A daemon with nothing to do uses next to nothing.
+pub fn idle(bed: &mut Bed) -> Result<()> {
+    let way = bed.way("pod1", "pod4", Family::V4)?;
+    bed.warm_up(&way)?;
+    bed.audit()?;
+    let measured = Duration::from_secs(4);
+    let before = bed.daemon(1)?.processor_time()?;
+    std::thread::sleep(measured); // a measurement takes its time
+    let used = bed.daemon(1)?.processor_time()? - before;
+    // The kernel counts in ticks of 10 ms.
+    let most = measured.mul_f64(0.01) + Duration::from_millis(10);
+    ensure!(used <= most, "an idle daemon used {used:?} of {measured:?}");
+    Ok(())
+}
+
+/// Flows into and out of node1, inside of it and from another node, one datagram a millisecond.
+struct Flows {
+    ways: Vec<Way>,
+    flows: Vec<Flow>,
+    /// The longest pause that the machine itself causes, milliseconds.
+    noise: f64,
+}
+
+impl Flows {
+    fn start(bed: &Bed, family: Family) -> Result<Flows> {
+        let ways = vec![bed.way("pod1", "pod2", family)?, bed.way("pod4", "pod1", family)?];
+        let steady = Datagrams::steady(1000, 1000);
+        let mut noise: f64 = 0.0;
+        for way in &ways {
+            bed.warm_up(way)?;
+            let calm = bed.udp(way, &Datagrams { count: Some(500), ..steady.clone() })?;
+            calm.intact()?;
+            noise = noise.max(calm.max_gap_ms);
+        }
+        let flows = ways.iter().map(|way| bed.start_udp(way, &steady)).collect::<Result<_>>()?;
+        Ok(Flows { ways, flows, noise })
+    }
+
+    /// Waits until so many packets more have been forwarded by the kernel of node1.
+    fn wait_for_kernel(&self, bed: &Bed, family: Family) -> Result<()> {
+        let count = || bed.kernel_counter("node1", family, family.pick("Ip ForwDatagrams", "Ip6OutForwDatagrams"));
+        let before = count()?;
+        wait_for("the kernel to forward", Duration::from_secs(5), || Ok((count()? >= before + 200).then_some(())))
+    }
+
+    /// Waits until the workers forward both flows again.
+    fn wait_for_workers(&self, bed: &Bed) -> Result<()> {
+        for way in &self.ways {
+            let before = bed.counters()?;
+            wait_for("the workers to forward again", Duration::from_secs(10), || {
+                Ok((bed.forwarded_bytes(&before, way)? >= 200_000).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Ends the flows. Datagrams may have been lost, for as long as `pause_ms` and the machine's own noise; none may have
+    /// been changed or repeated.
+    fn finish(self, pause_ms: f64) -> Result<Vec<Received>> {
+        let mut all = Vec::new();
+        for (flow, way) in self.flows.into_iter().zip(&self.ways) {
+            let received = flow.finish()?;
+            received.unharmed()?;
+            ensure!(
+                received.max_gap_ms <= pause_ms + self.noise,
+                "traffic stood still for {} ms, of which {} are the machine's ({way:?}): {received:?}",
+                received.max_gap_ms,
+                self.noise
+            );
+            all.push(received);
+        }
+        Ok(all)
+    }
+}
+
+/// SIGSTOP: the XDP program notices that nobody drains the sockets. SIGCONT: the workers go on.
+pub fn stopped(bed: &mut Bed, family: Family) -> Result<()> {
+    let flows = Flows::start(bed, family)?;
+    bed.daemon(1)?.signal(Signal::SIGSTOP)?;
+    let went_on = flows.wait_for_kernel(bed, family);
+    bed.daemon(1)?.signal(Signal::SIGCONT)?;
+    went_on?;
+    flows.wait_for_workers(bed)?;
+    flows.finish(TAKEN_OVER_MS).map(drop)
+}
+
+/// SIGKILL: the sockets are gone. A new daemon takes over what the dead one left.
+pub fn killed(bed: &mut Bed, family: Family) -> Result<()> {
+    let flows = Flows::start(bed, family)?;
+    let mut daemon = bed.take_daemon(1)?;
+    daemon.signal(Signal::SIGKILL)?;
+    daemon.wait()?;
+    flows.wait_for_kernel(bed, family)?;
+    bed.start_daemon(1)?;
+    flows.wait_for_workers(bed)?;
+    flows.finish(TAKEN_OVER_MS).map(drop)
+}
+
+/// SIGTERM: exit code 0, nothing is left in the node, traffic goes on; a new daemon starts.
+pub fn ended(bed: &mut Bed, family: Family) -> Result<()> {
+    let flows = Flows::start(bed, family)?;
+    bed.stop_daemon(1)?;
+    // Entries that Podlane has written or has taken over would never age out.
+    let fdb = bed.exec("node1", &["bridge", "-d", "fdb", "show", "br", "cbr0"])?;
+    let neighbours = bed.exec("node1", &["ip", "-d", "neigh"])?;
+    for (what, text) in [("FDB", fdb), ("neighbour table", neighbours)] {
+        let left: Vec<&str> =
+            text.lines().filter(|line| line.contains("extern_learn") || line.contains("managed")).collect();
+        ensure!(left.is_empty(), "Podlane's entries are left in the {what}: {left:?}");
+    }
+    flows.wait_for_kernel(bed, family)?;
+    bed.start_daemon(1)?;
+    flows.wait_for_workers(bed)?;
+    flows.finish(TAKEN_OVER_MS).map(drop)
+}

@@ -1,0 +1,178 @@
+//! The cases, and the testbeds that they run in.
+//!
+//! A case gets a testbed in which everything works, and leaves it so. What it checks is written so that it holds without
+//! Podlane as well, wherever that has a meaning: "exactly as without Podlane" is then a matter of running both.
+
+mod bad_input;
+mod bulk;
+mod layer2;
+mod lifecycle;
+mod node;
+mod outside;
+mod ping;
+mod pods;
+mod routes;
+
+use anyhow::Result;
+use podlane_tests::bed::{Bed, Counters, Least};
+use podlane_tests::testbed::{Family, Shape, Topology};
+use podlane_tests::traffic::Way;
+
+/// How a case runs.
+#[derive(Clone, Copy)]
+pub enum Run {
+    /// Once for each address family.
+    Families(fn(&mut Bed, Family) -> Result<()>),
+    /// Once.
+    Once(fn(&mut Bed) -> Result<()>),
+}
+
+/// A case.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does.
+    pub run: Run,
+    /// Whether it has a meaning only with Podlane.
+    pub podlane_only: bool,
+}
+
+const fn families(name: &'static str, run: fn(&mut Bed, Family) -> Result<()>) -> Case {
+    Case { name, run: Run::Families(run), podlane_only: false }
+}
+
+const fn once(name: &'static str, run: fn(&mut Bed) -> Result<()>) -> Case {
+    Case { name, run: Run::Once(run), podlane_only: false }
+}
+
+const fn podlane_families(name: &'static str, run: fn(&mut Bed, Family) -> Result<()>) -> Case {
+    Case { podlane_only: true, ..families(name, run) }
+}
+
+const fn podlane_once(name: &'static str, run: fn(&mut Bed) -> Result<()>) -> Case {
+    Case { podlane_only: true, ..once(name, run) }
+}
+
+/// Cases that share a testbed.
+pub struct Group {
+    /// The testbed.
+    pub shape: Shape,
+    /// Over which topologies.
+    pub topologies: &'static [Topology],
+    /// Whether it has a meaning only with Podlane.
+    pub podlane_only: bool,
+    /// The cases, in the order in which they run.
+    pub cases: Vec<Case>,
+}
+
+const BOTH: &[Topology] = &[Topology::Direct, Topology::Cloud];
+
+const PLAIN: Shape = Shape {
+    name: "plain",
+    nodes: 2,
+    pods: 3,
+    mtu: 1500,
+    uplink_mtu: 1500,
+    queues: 1,
+    uplink_queues: 1,
+    pods_checksum_offload: true,
+    uplink_checksum_offload: true,
+    masquerade: true,
+    workers: None,
+    daemons: true,
+};
+
+const BULK: [Case; 3] =
+    [families("tcp_bulk", bulk::tcp), families("udp_bulk", bulk::udp), families("checksums", bulk::checksums)];
+
+/// Every group. Adding a case is adding it here.
+pub fn groups() -> Vec<Group> {
+    let with = |case: Case| [&[case], BULK.as_slice()].concat();
+    let ping = families("ping", ping::sizes);
+    let group = |shape: Shape, cases: Vec<Case>| Group { shape, topologies: BOTH, podlane_only: false, cases };
+    vec![
+        group(PLAIN, plain_cases()),
+        group(Shape { name: "mtu9000", mtu: 9000, uplink_mtu: 9000, ..PLAIN }, with(ping)),
+        group(Shape { name: "mtu65000", mtu: 65000, uplink_mtu: 65000, ..PLAIN }, with(ping)),
+        group(
+            Shape { name: "small_uplink", mtu: 9000, uplink_mtu: 1500, ..PLAIN },
+            vec![
+                families("path_mtu", ping::path_mtu),
+                families("udp_larger_than_the_path", ping::larger_than_the_path),
+            ],
+        ),
+        group(Shape { name: "checksum_offload_off", pods_checksum_offload: false, ..PLAIN }, with(ping)),
+        group(Shape { name: "bare_wire", uplink_checksum_offload: false, ..PLAIN }, with(ping)),
+        group(
+            Shape { name: "more_queues_than_workers", queues: 4, uplink_queues: 2, workers: Some(2), ..PLAIN },
+            [with(ping), vec![families("bursts", layer2::bursts), families("many_flows", bulk::many_flows)]].concat(),
+        ),
+        group(
+            Shape { name: "two_workers_one_queue", workers: Some(2), ..PLAIN },
+            [with(ping), vec![families("bursts", layer2::bursts), families("many_flows", bulk::many_flows)]].concat(),
+        ),
+        group(
+            Shape { name: "no_masquerade", masquerade: false, ..PLAIN },
+            vec![families("asymmetry", outside::asymmetry)],
+        ),
+        group(
+            Shape { name: "three_nodes", nodes: 3, pods: 1, ..PLAIN },
+            vec![families("node_goes_and_comes", routes::node_goes_and_comes)],
+        ),
+        Group {
+            shape: Shape { name: "bad_input", daemons: false, ..PLAIN },
+            topologies: &[Topology::Direct],
+            podlane_only: true,
+            cases: bad_input::cases(),
+        },
+    ]
+}
+
+fn plain_cases() -> Vec<Case> {
+    let mut cases = vec![families("ping", ping::sizes)];
+    cases.extend(BULK);
+    cases.extend([
+        families("ttl", ping::ttl),
+        families("traceroute", ping::traceroute),
+        families("fragments", ping::fragments),
+        families("udp_gso", bulk::udp_gso),
+        families("pod_to_itself", node::pod_to_itself),
+        families("pod_to_node", node::pod_to_node),
+        families("node_to_pod", node::node_to_pod),
+        families("masquerade", outside::masquerade),
+        families("bursts", layer2::bursts),
+        families("flooding", layer2::flooding),
+        families("learned_mac_moves", layer2::learned_mac_moves),
+        families("garbage", layer2::garbage),
+        families("corrupt_checksum_from_pod", layer2::corrupt_checksum_from_pod),
+        families("corrupt_checksum_from_wire", layer2::corrupt_checksum_from_wire),
+        families("pods_come_and_go", pods::come_and_go),
+        families("first_pod_goes", pods::first_goes),
+        families("route_comes_and_goes", routes::route_comes_and_goes),
+        families("rules", routes::rules),
+        families("blackhole", routes::blackhole),
+        families("multipath", routes::multipath),
+        podlane_once("idle", lifecycle::idle),
+        podlane_families("stopped_daemon", lifecycle::stopped),
+        podlane_families("killed_daemon", lifecycle::killed),
+        podlane_families("ended_daemon", lifecycle::ended),
+    ]);
+    cases
+}
+
+/// Inside of a node, and between nodes.
+fn ways(bed: &Bed, family: Family) -> Result<[Way; 2]> {
+    Ok([bed.way("pod1", "pod2", family)?, bed.way("pod1", "pod4", family)?])
+}
+
+/// The opposite direction.
+fn back(bed: &Bed, way: &Way, family: Family) -> Result<Way> {
+    bed.way(&way.to, &way.from, family)
+}
+
+/// [`Bed::went_through`] for both directions.
+fn both_went_through(bed: &Bed, before: &Counters, way: &Way, family: Family, least: Least) -> Result<()> {
+    bed.went_through(before, way, least)?;
+    bed.went_through(before, &back(bed, way, family)?, least)
+}

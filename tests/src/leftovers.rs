@@ -1,0 +1,115 @@
+//! Names of testbeds, and the removal of those that a killed run left behind.
+//!
+//! An instance is named after the process that owns it, and a file in `/run/podlane-tests` says which process that was
+//! (its number and its start time, so that a number that was given out again is not mistaken for it). A run that ends in
+//! any way but SIGKILL removes its own; the next run removes those of the dead.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+
+use crate::testbed;
+
+const DIRECTORY: &str = "/run/podlane-tests";
+
+/// The instances that this process owns.
+static OWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// A name of at most eight letters and digits: "t", this process's number to the base 36, a letter.
+pub fn instance_name(number: u32) -> String {
+    let letter = char::from(b'a' + (number % 26) as u8);
+    format!("t{}{letter}", base36(std::process::id()))
+}
+
+fn base36(mut number: u32) -> String {
+    let mut digits = Vec::new();
+    while number > 0 {
+        digits.push(char::from_digit(number % 36, 36).expect("below the base"));
+        number /= 36;
+    }
+    digits.iter().rev().collect()
+}
+
+/// Fields 1 and 22 of `/proc/PID/stat` (proc(5)): who it is, whatever becomes of its number.
+fn identity(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = stat.rsplit_once(')')?.1;
+    Some(format!("{pid} {}", after_name.split_ascii_whitespace().nth(19)?))
+}
+
+fn file(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
+}
+
+/// Says that this process owns an instance.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn claim(name: &str) -> Result<()> {
+    OWN.lock().expect("no holder panics").insert(name.to_owned());
+    fs::create_dir_all(DIRECTORY).context("creating /run/podlane-tests")?;
+    let identity = identity(std::process::id()).context("reading /proc/self/stat")?;
+    fs::write(file(name), identity).with_context(|| format!("writing {}", file(name).display()))
+}
+
+/// Says that an instance is gone.
+pub fn release(name: &str) {
+    OWN.lock().expect("no holder panics").remove(name);
+    let _ = fs::remove_file(file(name));
+    let _ = fs::remove_dir(DIRECTORY);
+}
+
+/// Removes what this process owns: for a signal's sake, where no destructor runs.
+pub fn remove_own() {
+    let own = OWN.lock().map(|own| own.clone()).unwrap_or_default();
+    for name in own {
+        remove(&name);
+    }
+}
+
+/// Removes what dead processes owned.
+pub fn remove_of_the_dead() {
+    for entry in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
+        let owner = fs::read_to_string(entry.path()).unwrap_or_default();
+        let pid = owner.split(' ').next().and_then(|pid| pid.parse().ok());
+        if pid.and_then(identity).is_none_or(|alive| alive != owner) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            eprintln!("removing the testbed {name}, which a run that was killed has left behind");
+            remove(&name);
+        }
+    }
+}
+
+fn remove(name: &str) {
+    // `down` also ends the daemons inside.
+    if let Err(error) = testbed::down(name) {
+        eprintln!("taking the testbed {name} down: {error:#}");
+    }
+    for socket in fs::read_dir(crate::daemon::SOCKETS).into_iter().flatten().flatten() {
+        if socket.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
+            let _ = fs::remove_file(socket.path());
+        }
+    }
+    release(name);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_and_differ() {
+        assert!(instance_name(3).len() <= 8 && instance_name(0) != instance_name(1));
+        assert_eq!(base36(4_194_304), "2hwcg");
+    }
+
+    #[test]
+    fn a_process_is_known_by_more_than_its_number() {
+        let own = identity(std::process::id()).unwrap();
+        assert!(own.starts_with(&std::process::id().to_string()) && own.split(' ').count() == 2);
+        assert_eq!(identity(u32::MAX), None);
+    }
+}
