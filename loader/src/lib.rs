@@ -5,3 +5,4 @@ pub mod compile;
 pub mod config;
 pub mod kernel;
 pub mod mirror;
+pub mod status;

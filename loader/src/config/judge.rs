@@ -220,10 +220,10 @@ impl Judge {
         let Some(cpus) = cpus else {
             let count = count.unwrap_or_else(|| host.allowed_cpus.len().clamp(1, DEFAULT_WORKERS));
             if count > host.allowed_cpus.len() {
+                let (number, list) = (host.allowed_cpus.len(), cpus::format_list(&host.allowed_cpus));
+                let noun = if number == 1 { "CPU" } else { "CPUs" };
                 notes.push(format!(
-                    "{count} workers share {} CPUs ({}), which costs speed; name fewer workers",
-                    host.allowed_cpus.len(),
-                    cpus::format_list(&host.allowed_cpus)
+                    "{count} workers share {number} {noun} ({list}), which costs speed; name fewer workers"
                 ));
             }
             return host.allowed_cpus.iter().copied().cycle().take(count).collect();
