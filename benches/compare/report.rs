@@ -26,9 +26,10 @@ struct Measure {
     decimals: usize,
 }
 
-const MEASURES: [Measure; 8] = [
+const MEASURES: [Measure; 9] = [
     Measure { name: "xdp_mpps", title: "64 B xdp, Mpps", decimals: 3 },
     Measure { name: "xdp_offered_mpps", title: "offered", decimals: 3 },
+    Measure { name: "xdp_busy_ns", title: "CPU ns/frame", decimals: 0 },
     Measure { name: "skb_mpps", title: "64 B skb, Mpps", decimals: 3 },
     Measure { name: "skb_offered_mpps", title: "offered", decimals: 3 },
     Measure { name: "tcp_gbit", title: "TCP, Gbit/s", decimals: 2 },

@@ -1,17 +1,21 @@
 /*
  * The sink of the comparison, run in the receiving pod's namespace:
  *
- *   sink count IFACE WARMUP SECONDS   counts and drops the measured frames at tc ingress of the pod's interface, so that
- *                                     every forwarder pays for the skb that a real pod would get. Prints `ready`, waits
- *                                     for the first frame, then WARMUP, then counts for SECONDS and prints
- *                                     `delivered=FRAMES seconds=S`
- *   sink check IFACE ENDS             expects the checked burst. Prints `ready`, then compares every frame byte for byte
- *                                     and prints `checked=FRAMES`, or says what was missing, altered or out of order
+ *   sink count IFACE WARMUP SECONDS PID   counts and drops the measured frames at tc ingress of the pod's interface, so
+ *                                         that every forwarder pays for the skb that a real pod would get. Prints
+ *                                         `ready`, waits for the first frame, then WARMUP, then counts for SECONDS and
+ *                                         prints `delivered=FRAMES seconds=S busy=S`. `busy` is the CPU time that the
+ *                                         threads of process PID, the forwarder, took meanwhile (PID 0: prints 0)
+ *   sink check IFACE ENDS                 expects the checked burst. Prints `ready`, then compares every frame byte for
+ *                                         byte and prints `checked=FRAMES`, or says what was missing, altered or out of
+ *                                         order
  */
 #define _GNU_SOURCE
 #include "frames.h"
 #include "check.h"
 #include <arpa/inet.h>
+#include <dirent.h>
+#include <limits.h>
 #include <linux/if_packet.h>
 #include <net/ethernet.h>
 #include <poll.h>
@@ -54,7 +58,29 @@ static void ready(void)
     fflush(stdout);
 }
 
-static void count(const char *interface, double warmup, double seconds)
+/* Seconds of CPU time that all living threads of a process have taken (the first field of schedstat, in ns). */
+static double cpu_time_s(int pid)
+{
+    char path[64];
+    double sum = 0;
+    snprintf(path, sizeof(path), "/proc/%d/task", pid);
+    DIR *tasks = pid ? opendir(path) : NULL;
+    for (struct dirent *task; tasks && (task = readdir(tasks));) {
+        unsigned long long ns;
+        char file[sizeof(path) + sizeof(task->d_name) + sizeof("//schedstat")];
+        snprintf(file, sizeof(file), "%s/%s/schedstat", path, task->d_name);
+        FILE *stat = task->d_name[0] == '.' ? NULL : fopen(file, "r");
+        if (stat && fscanf(stat, "%llu", &ns) == 1)
+            sum += (double)ns / 1e9;
+        if (stat)
+            fclose(stat);
+    }
+    if (tasks)
+        closedir(tasks);
+    return sum;
+}
+
+static void count(const char *interface, double warmup, double seconds, int forwarder)
 {
     int map = counter_attach(interface);
     ready();
@@ -62,11 +88,12 @@ static void count(const char *interface, double warmup, double seconds)
         if (now_s() - start > PATIENCE_S)
             fail("no frame reached %s within %g s", interface, PATIENCE_S);
     sleep_s(warmup);
+    double busy_before = cpu_time_s(forwarder), start = now_s();
     uint64_t before = map_read64(map, 0);
-    double start = now_s();
     sleep_s(seconds);
     uint64_t after = map_read64(map, 0);
-    printf("delivered=%llu seconds=%.6f\n", (unsigned long long)(after - before), now_s() - start);
+    double length = now_s() - start, busy = cpu_time_s(forwarder) - busy_before;
+    printf("delivered=%llu seconds=%.6f busy=%.6f\n", (unsigned long long)(after - before), length, busy);
 }
 
 /* Whether a received frame belongs to the checked burst at all; the pod hears other traffic too. */
@@ -119,12 +146,13 @@ static void check(const char *interface, const struct ends *ends)
 
 int main(int argc, char **argv)
 {
-    if (argc == 5 && !strcmp(argv[1], "count"))
-        count(argv[2], number_argument(argv[3], 0, 60), number_argument(argv[4], 0.1, 3600));
+    if (argc == 6 && !strcmp(argv[1], "count"))
+        count(argv[2], number_argument(argv[3], 0, 60), number_argument(argv[4], 0.1, 3600),
+              (int)number_argument(argv[5], 0, INT_MAX));
     else if (argc == 7 && !strcmp(argv[1], "check")) {
         struct ends ends = ends_argument(argv + 3);
         check(argv[2], &ends);
     } else
-        fail("usage: sink count IFACE WARMUP SECONDS | sink check IFACE SOURCE_MAC TARGET_MAC SOURCE_IP TARGET_IP");
+        fail("usage: sink count IFACE WARMUP SECONDS PID | sink check IFACE SOURCE_MAC TARGET_MAC SOURCE_IP TARGET_IP");
     return 0;
 }
