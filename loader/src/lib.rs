@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod compile;
 pub mod config;
+pub mod control;
 pub mod kernel;
 pub mod mirror;
 pub mod status;

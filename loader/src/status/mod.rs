@@ -226,6 +226,10 @@ pub struct PortStatus {
     pub tx_packets: u64,
     /// Their bytes.
     pub tx_bytes: u64,
+    /// Packets that one worker counted as forwarded and handed to the worker of this port, which could not transmit them.
+    /// They came in through other ports, so they are in none of this port's equations.
+    #[serde(default)]
+    pub tx_dropped: Breakdown,
 }
 
 /// A number and its parts.

@@ -113,7 +113,7 @@ impl Status {
             wrap(
                 "  ",
                 "FORWARDED by a worker; KERNEL: handed to the kernel by a worker; PASSED: left to the kernel by the XDP \
-                 program; TX: sent out of the port.",
+                 program; TX: sent out of the port; tx lost: forwarded to this port by another worker and not sent.",
             ),
         );
     }
@@ -251,6 +251,8 @@ fn reason_lines(port: &PortStatus) -> Vec<String> {
     }
     let socket_drops = port.socket_drops.parts();
     reasons.extend(socket_drops.iter().map(|&(name, count, sentence)| ("dropped", name, count, sentence)));
+    reasons
+        .extend(sorted(&port.tx_dropped).map(|(name, count)| ("tx lost", name, count, sentence(name).unwrap_or(""))));
     reasons.retain(|(_, _, count, _)| *count > 0);
     let digits = reasons.iter().map(|(_, _, count, _)| thousands(*count).len()).max().unwrap_or(0);
     let mut lines = Vec::new();

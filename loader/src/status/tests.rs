@@ -28,6 +28,7 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
         dropped: Breakdown::default(),
         tx_packets: 0,
         tx_bytes: 0,
+        tx_dropped: Breakdown::default(),
     }
 }
 
@@ -46,6 +47,7 @@ fn example() -> Status {
         dropped: Breakdown::of([("tx_ring_full", 5)]),
         tx_packets: 998,
         tx_bytes: 63_872,
+        tx_dropped: Breakdown::of([("tx_ring_full", 2)]),
         ..port(1, "veth-pod1", PortKind::Pod)
     };
     let uplink = PortStatus {

@@ -1,0 +1,93 @@
+//! What is said over the control socket.
+
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+
+use crate::status::Status;
+
+/// A question: `{"request":"status"}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Is anybody there?
+    Ping,
+    /// How are you?
+    Status,
+}
+
+/// A line that asks nothing that this version knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// Not JSON, or without `request`.
+    #[error("this is not a request; send one line such as {{\"request\":\"status\"}}")]
+    Malformed,
+    /// A request of another version.
+    #[error("there is no request {0:?} in this version; there are {names}", names = Request::NAMES)]
+    Unknown(String),
+    /// Longer than a request may be.
+    #[error("a request has at most {} bytes", super::MAX_REQUEST)]
+    TooLong,
+}
+
+impl Request {
+    /// All names, for messages.
+    const NAMES: &'static str = "\"ping\" and \"status\"";
+
+    /// The name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Request::Ping => "ping",
+            Request::Status => "status",
+        }
+    }
+
+    /// Reads one line. Members other than `request` are for later versions and ignored.
+    pub fn parse(line: &[u8]) -> Result<Self, BadRequest> {
+        let value: Value = serde_json::from_slice(line).map_err(|_| BadRequest::Malformed)?;
+        match value.get("request").and_then(Value::as_str) {
+            Some("ping") => Ok(Request::Ping),
+            Some("status") => Ok(Request::Status),
+            Some(other) => Err(BadRequest::Unknown(other.to_owned())),
+            None => Err(BadRequest::Malformed),
+        }
+    }
+
+    /// The line that asks, with its end.
+    pub fn line(self) -> String {
+        format!("{}\n", json!({ "request": self.name() }))
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Response {
+    /// To [`Request::Ping`]: `{"pid":1}`.
+    Pong {
+        /// The daemon's process.
+        pid: u32,
+    },
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// A sentence: `{"error":"…"}`.
+    Error(String),
+}
+
+impl Serialize for Response {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Response::Pong { pid } => json!({ "pid": pid }).serialize(serializer),
+            Response::Status(status) => status.serialize(serializer),
+            Response::Error(sentence) => json!({ "error": sentence }).serialize(serializer),
+        }
+    }
+}
+
+impl Response {
+    /// The line that answers, with its end.
+    pub fn line(&self) -> Vec<u8> {
+        let mut line = serde_json::to_vec(self).unwrap_or_else(|error| {
+            json!({ "error": format!("the answer cannot be written: {error}") }).to_string().into_bytes()
+        });
+        line.push(b'\n');
+        line
+    }
+}
