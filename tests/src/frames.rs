@@ -20,6 +20,8 @@ pub enum Checksum {
     Right,
     /// The folded sum of the pseudo-header only: what a sender leaves to its device to finish.
     PseudoHeader,
+    /// Both, which are the same for one payload in 65,536.
+    Either,
     /// Neither.
     Wrong,
 }
@@ -46,12 +48,11 @@ pub fn l4_checksum(frame: &[u8]) -> Checksum {
     if located.protocol == 17 && stored == 0 && frame[12..14] == [0x08, 0x00] {
         return Checksum::None;
     }
-    if fold(sum(l4) + pseudo_header) == 0xffff {
-        Checksum::Right
-    } else if stored == fold(pseudo_header) {
-        Checksum::PseudoHeader
-    } else {
-        Checksum::Wrong
+    match (fold(sum(l4) + pseudo_header) == 0xffff, stored == fold(pseudo_header)) {
+        (true, true) => Checksum::Either,
+        (true, false) => Checksum::Right,
+        (false, true) => Checksum::PseudoHeader,
+        (false, false) => Checksum::Wrong,
     }
 }
 

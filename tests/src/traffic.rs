@@ -222,7 +222,7 @@ impl Testbed {
     /// # Errors
     /// If one does.
     pub fn ping_fails(&self, way: &Way) -> Result<String> {
-        let (received, text) = self.ping_output(&way.from, way.address, &["-c", "3", "-W", "0.3", "-w", "3"])?;
+        let (received, text) = self.ping_output(&way.from, way.address, &["-c", "3", "-W", "0.3", "-w", "1"])?;
         ensure!(received == 0, "{way:?} must not be reachable: {text}");
         Ok(text)
     }

@@ -68,9 +68,9 @@ impl Counts {
         self.largest = self.largest.max(frame.bytes.len());
         match (frames::l4_checksum(frame.bytes), frame.checksum_not_ready) {
             (Checksum::None, _) => {}
-            (Checksum::Right, false) => self.complete += 1,
+            (Checksum::Right | Checksum::Either, false) => self.complete += 1,
             // Whoever leaves it to the device must have put the pseudo-header's sum there (kernel skbuff.h).
-            (Checksum::PseudoHeader, true) => self.partial += 1,
+            (Checksum::PseudoHeader | Checksum::Either, true) => self.partial += 1,
             (checksum, not_ready) => {
                 self.bad += 1;
                 self.first_bad.get_or_insert_with(|| {

@@ -185,6 +185,7 @@ struct Sender<'a> {
     socket: UdpSocket,
     next: u64,
     acknowledged: u64,
+    finishing: bool,
     fin_acknowledged: bool,
     stalls: u64,
     errors: BTreeMap<String, u64>,
@@ -203,6 +204,7 @@ pub fn send(options: &UdpSend) -> Result<Value> {
         socket,
         next: 0,
         acknowledged: 0,
+        finishing: false,
         fin_acknowledged: false,
         stalls: 0,
         errors: BTreeMap::new(),
@@ -275,6 +277,7 @@ impl Sender<'_> {
     }
 
     fn finish(&mut self) -> Result<()> {
+        self.finishing = true;
         let since = Instant::now();
         // A FIN is one datagram: with UDP_SEGMENT it is shorter than a segment, and goes out as it is.
         let mut fin = [0; HEADER];
@@ -303,6 +306,8 @@ impl Sender<'_> {
                 _ => {}
             },
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            // A FIN that was sent again has found a receiver that had answered and gone.
+            Err(error) if self.finishing && error.kind() == ErrorKind::ConnectionRefused => {}
             Err(error) => *self.errors.entry(error.to_string()).or_default() += 1,
         }
         Ok(())

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+#
+# Every test of Podlane, as root on a Debian machine: installs what is missing, then format and lints, unit, property and
+# BPF tests, the testbed's self-test, and the system suite in network namespaces, without Podlane and with it.
+#
+#   scripts/test.sh [--quick] [--only unit|system] [--path kernel|af_xdp]
+#
+#   --quick   of the system suite, only the plain testbeds; not the testbed's self-test
+#   --only    unit: everything that builds no network of its own; system: the rest
+#   --path    of the system suite, only the cases without (kernel) or with Podlane (af_xdp)
+#
+# Each step says how long it took, and the last line is "N passed, N failed". Exit code 0 if none failed.
+
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+QUICK=no ONLY='' TEST_PATH=all
+PASSED=0 FAILED=0
+
+refuse() {
+    printf '%s\n' "$*" >&2
+    exit 2
+}
+
+while (($#)); do
+    case $1 in
+        --quick) QUICK=yes ;;
+        --only | --path)
+            (($# >= 2)) || refuse "$1 needs a word after it; see the head of $0."
+            case $1=$2 in
+                --only=unit | --only=system) ONLY=$2 ;;
+                --path=kernel | --path=af_xdp) TEST_PATH=$2 ;;
+                *) refuse "$1 does not know '$2'; see the head of $0." ;;
+            esac
+            shift
+            ;;
+        -h | --help)
+            sed -n '3,/^$/s/^# \{0,1\}//p' "$0"
+            exit 0
+            ;;
+        *) refuse "there is no option '$1'; see $0 --help." ;;
+    esac
+    shift
+done
+
+# step NAME CMD…: runs it, goes on after a failure.
+step() {
+    local name=$1 start=$SECONDS outcome
+    shift
+    printf '\n── %s\n' "$name"
+    if "$@"; then
+        PASSED=$((PASSED + 1)) outcome=ok
+    else
+        FAILED=$((FAILED + 1)) outcome=FAILED
+    fi
+    printf '── %s: %s, %d s\n' "$name" "$outcome" $((SECONDS - start))
+}
+
+system_suite() {
+    local filter=()
+    [[ $QUICK == no ]] || filter=(::plain::)
+    PODLANE_TEST_PATH=$TEST_PATH cargo test -q -p podlane-tests --test system -- "${filter[@]}"
+}
+
+scripts/deps.sh build test
+# The engine's own tests need no root; everything that touches interfaces does, and must not be skipped in silence.
+[[ $EUID -eq 0 || $ONLY == unit ]] || refuse "the system tests need root: run it with sudo, or with --only unit."
+
+if [[ $ONLY != system ]]; then
+    step 'format' cargo fmt --all --check
+    step 'lints' cargo clippy -q --workspace --all-targets -- -D warnings
+    step 'unit, property and BPF tests' cargo test -q --workspace --exclude podlane-tests
+    step "the tests' own tools" cargo test -q -p podlane-tests --lib
+fi
+if [[ $ONLY != unit ]]; then
+    step 'build' cargo build -q --workspace --bins
+    [[ $QUICK == yes ]] || step 'testbed' scripts/netns-testbed-selftest.sh
+    step 'system' system_suite
+fi
+
+printf '\n%d passed, %d failed\n' "$PASSED" "$FAILED"
+((FAILED == 0))
