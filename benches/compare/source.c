@@ -18,7 +18,9 @@
 #include <net/ethernet.h>
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 
 #define BATCH 64 /* frames per system call, of every kind of source */
 
@@ -53,52 +55,86 @@ static bool tally_add(struct tally *tally, uint64_t frames)
 }
 
 /*
- * The generating program. The pages of live frames come back as the forwarder left them, so every byte of the frame is
- * written anew on each run (net/bpf/test_run.c keeps only the packet's bounds).
+ * The generating program: writes the frame, counts it, sends it out of the interface. The pages of live frames come back
+ * as the forwarder left them, so every byte is written anew on each run (net/bpf/test_run.c keeps only the packet's
+ * bounds).
  */
-static int generator_load(unsigned ifindex, const uint8_t *frame, unsigned length)
+static int generator_load(unsigned ifindex, int counter, const uint8_t *frame)
 {
-    struct bpf_insn insns[16 + FRAME_SMALL / 4];
-    size_t n = 0;
+    struct bpf_insn insns[32 + FRAME_SMALL / 4];
+    size_t n = 0, skip;
     insns[n++] = LOAD(BPF_W, BPF_REG_2, BPF_REG_1, offsetof(struct xdp_md, data));
     insns[n++] = LOAD(BPF_W, BPF_REG_3, BPF_REG_1, offsetof(struct xdp_md, data_end));
     insns[n++] = MOV_REG(BPF_REG_4, BPF_REG_2);
-    insns[n++] = ADD_IMM(BPF_REG_4, (int)length);
+    insns[n++] = ADD_IMM(BPF_REG_4, FRAME_SMALL);
     insns[n++] = MOV_IMM(BPF_REG_0, XDP_ABORTED);
-    insns[n++] = JUMP_IF_GT(BPF_REG_4, BPF_REG_3, (int16_t)(length / 4 + 3));
-    for (unsigned at = 0; at < length; at += 4) {
+    skip = n++;
+    for (unsigned at = 0; at < FRAME_SMALL; at += 4) {
         int32_t word;
         memcpy(&word, frame + at, 4);
         insns[n++] = STORE_IMM(BPF_W, BPF_REG_2, (int16_t)at, word);
     }
-    insns[n++] = MOV_IMM(BPF_REG_1, (int)ifindex);
-    insns[n++] = MOV_IMM(BPF_REG_2, 0);
-    insns[n++] = CALL(BPF_FUNC_redirect);
+    const struct bpf_insn count_and_send[] = {
+        MAP_VALUE(BPF_REG_1, counter),
+        MOV_IMM(BPF_REG_2, 1),
+        ATOMIC_ADD64(BPF_REG_1, BPF_REG_2),
+        MOV_IMM(BPF_REG_1, (int)ifindex),
+        MOV_IMM(BPF_REG_2, 0),
+        CALL(BPF_FUNC_redirect),
+    };
+    memcpy(insns + n, count_and_send, sizeof(count_and_send));
+    n += ARRAY_LEN(count_and_send);
+    insns[skip] = JUMP_IF_GT(BPF_REG_4, BPF_REG_3, (int16_t)(n - skip - 1));
     insns[n++] = EXIT();
     return program_load(BPF_PROG_TYPE_XDP, 0, insns, n);
 }
 
-/* Puts `count` frames on the interface by a live-frame test run of the generating program. */
-static void generator_run(int program, const uint8_t *frame, unsigned length, uint32_t count)
+/* Puts `count` frames on the interface by a live-frame test run; false when a signal ended it early. */
+static bool generator_run(int program, const uint8_t *frame, uint32_t count)
 {
     union bpf_attr attr = {.test = {.prog_fd = (uint32_t)program,
                                     .data_in = (uintptr_t)frame,
-                                    .data_size_in = length,
+                                    .data_size_in = FRAME_SMALL,
                                     .repeat = count,
                                     .flags = BPF_F_TEST_XDP_LIVE_FRAMES,
                                     .batch_size = BATCH}};
-    if (bpf(BPF_PROG_TEST_RUN, &attr))
+    if (bpf(BPF_PROG_TEST_RUN, &attr) == 0)
+        return true;
+    if (errno != EINTR)
         fail("the kernel refused a live-frame test run (Linux 5.18 or later?): %s", strerror(errno));
+    return false;
 }
 
+/*
+ * One single test run for the whole time, in a process of its own that is ended when the window is over. Each run begins
+ * and ends with a rewrite of the kernel's XDP dispatcher and a wait for a grace period: a source of many short runs
+ * pauses three quarters of the time and measures the length of its peer's queues.
+ */
 static void send_xdp(const char *interface, const struct ends *ends, struct tally *tally)
 {
     uint8_t frame[FRAME_SMALL];
     frame_write(frame, FRAME_SMALL, ends, UDP_PORT, 0);
-    int program = generator_load(interface_index(interface), frame, FRAME_SMALL);
-    do
-        generator_run(program, frame, FRAME_SMALL, BATCH * 256);
-    while (tally_add(tally, BATCH * 256));
+    int counter = map_create(BPF_MAP_TYPE_ARRAY, 8, 1);
+    int program = generator_load(interface_index(interface), counter, frame);
+    pid_t child = fork();
+    if (child < 0)
+        fail("cannot start a process: %s", strerror(errno));
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        while (generator_run(program, frame, UINT32_MAX))
+            ;
+        _exit(1);
+    }
+    uint64_t before, now = 0;
+    do {
+        sleep_s(0.005);
+        before = now;
+        now = map_read64(counter, 0);
+        if (waitpid(child, NULL, WNOHANG) == child)
+            exit(1); /* it has said why */
+    } while (tally_add(tally, now - before));
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
 }
 
 /* A packet socket that sends on one interface, past the queueing discipline, and receives nothing. */
@@ -194,8 +230,8 @@ static void send_check(const char *interface, const struct ends *ends)
             sleep_s(0.002);
     }
     frame_write(frame, FRAME_SMALL, ends, CHECK_PORT, CHECK_XDP_SEED);
-    int program = generator_load(interface_index(interface), frame, FRAME_SMALL);
-    generator_run(program, frame, FRAME_SMALL, CHECK_XDPS);
+    int program = generator_load(interface_index(interface), map_create(BPF_MAP_TYPE_ARRAY, 8, 1), frame);
+    generator_run(program, frame, CHECK_XDPS);
     printf("sent=%u\n", CHECK_SKBS + CHECK_XDPS);
 }
 
