@@ -11,7 +11,7 @@ mod routes;
 mod slots;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -362,7 +362,7 @@ impl Compiler {
             Some(networks) => networks.clone(),
             None => bridge_networks(world, input.bridge),
         };
-        let (mut ipv4, mut ipv6): (Vec<(Ipv4Addr, u8)>, Vec<(Ipv6Addr, u8)>) = (Vec::new(), Vec::new());
+        let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
         for network in networks {
             match network {
                 IpNet::V4(network) => ipv4.push((network.network(), network.prefix_len())),

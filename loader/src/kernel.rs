@@ -358,9 +358,9 @@ fn check_ours(link: &Link, instance: &str) -> Result<(), KernelError> {
         return Ok(());
     }
     let what = if link.alias.is_empty() {
-        format!("a {} without Podlane's alias", link.kind.name())
+        format!("its kind is {} and it does not have Podlane's alias", link.kind.name())
     } else {
-        format!("a {} with the alias \"{}\"", link.kind.name(), link.alias)
+        format!("its kind is {} and its alias \"{}\"", link.kind.name(), link.alias)
     };
     Err(KernelError::ForeignInterface { name: link.name.clone(), what })
 }

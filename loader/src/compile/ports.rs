@@ -68,7 +68,7 @@ pub fn wanted_ports(world: &World, wish: &PortWish<'_>, mut queues: impl FnMut(&
     match world.link_named(wish.bridge) {
         None => wanted.bridge_problem = format!("there is no interface {}", wish.bridge),
         Some(link) if link.kind != LinkKind::Bridge => {
-            wanted.bridge_problem = format!("{} is a {}, not a bridge", link.name, link.kind.name());
+            wanted.bridge_problem = format!("{} is not a bridge (its kind is {})", link.name, link.kind.name());
         }
         Some(link) => wanted.bridge = Some(link.ifindex),
     }
@@ -151,7 +151,7 @@ fn pod(link: &Link, wish: &PortWish<'_>) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{} is a member of the bridge but not a veth (it is a {}), so it is not a pod's: its traffic stays with the kernel",
+        "{} is a member of the bridge but not a veth (its kind is {}), so it is not a pod's: its traffic stays with the kernel",
         link.name,
         link.kind.name()
     ))

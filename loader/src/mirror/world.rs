@@ -463,6 +463,12 @@ impl World {
         self.routes(family).values().flatten().any(|route| route.uses(ifindex))
     }
 
+    /// Whether an IPv4 route leads through an interface that is down, which the kernel does not allow: its end was not told.
+    /// Seen where a notification of its beginning is applied to a dump that is newer than its end.
+    fn keeps_unreachable_routes(&self, ifindex: u32) -> bool {
+        self.routes4.values().flatten().any(|route| route.is_unicast() && route.uses(ifindex))
+    }
+
     /// IPv4 drops a device's routes without telling when the device goes down or joins a VRF (`fib_flush`,
     /// `net/ipv4/fib_frontend.c`); IPv6 tells, but only before the device is gone.
     fn set_link(&mut self, mut link: Link) -> Applied {
@@ -477,10 +483,8 @@ impl World {
             link.bridge_port = old.bridge_port.clone();
         }
         let mut stale = Changes::NONE;
-        if let Some(old) = old
-            && (old.up && !link.up || old.master != link.master)
-            && self.family_uses(Family::V4, ifindex)
-        {
+        let dropped = old.is_some_and(|old| old.up && !link.up || old.master != link.master);
+        if dropped && self.family_uses(Family::V4, ifindex) || !link.up && self.keeps_unreachable_routes(ifindex) {
             stale |= Changes::ROUTES4;
         }
         let different = self.links.insert(ifindex, link.clone()).as_ref() != Some(&link);
