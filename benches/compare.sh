@@ -55,6 +55,7 @@ Environment:
   OVS_XDP_MODE         options:xdp-mode of Open vSwitch (default: the first that works of
                        native-with-zerocopy, native, generic)
   OVS_CONFIG           more other_config of Open vSwitch, as KEY=VALUE KEY=VALUE
+  OVS_OPTIONS          more options of its interfaces, likewise
 END
 }
 
@@ -316,7 +317,7 @@ start_ovs() {
     local mode
     for mode in ${OVS_XDP_MODE:-native-with-zerocopy native generic}; do
         if ovs_up "$mode"; then
-            SETTINGS[ovs]="$(ovs-vswitchd --version | sed -n '1s/.*) //p'), xdp-mode=$mode, one PMD thread; pods' tx checksum off${OVS_CONFIG:+; $OVS_CONFIG}"
+            SETTINGS[ovs]="$(ovs-vswitchd --version | sed -n '1s/.*) //p'), xdp-mode=$mode, one PMD thread; pods' tx checksum off${OVS_CONFIG:+; $OVS_CONFIG}${OVS_OPTIONS:+; $OVS_OPTIONS}"
             return 0
         fi
         end_all
@@ -326,7 +327,7 @@ start_ovs() {
 
 # Own database, sockets, logs and processes in a directory of their own; the system's Open vSwitch is never touched.
 ovs_up() {
-    local mode=$1 dir=$WORK/ovs n error
+    local mode=$1 dir=$WORK/ovs n error options=("n_rxq=1" "xdp-mode=$1")
     rm -rf "$dir" && mkdir -p "$dir"
     export OVS_RUNDIR=$dir OVS_LOGDIR=$dir OVS_DBDIR=$dir OVS_SYSCONFDIR=$dir
     ovsdb-tool create "$dir/conf.db" /usr/share/openvswitch/vswitch.ovsschema 2>"$dir/tool.log" || {
@@ -338,15 +339,23 @@ ovs_up() {
     local config=("pmd-cpu-mask=$(printf '0x%x' $((1 << FORWARDER_CPU)))")
     # shellcheck disable=SC2206 # OVS_CONFIG is a list of words
     config+=(${OVS_CONFIG:-})
+    # shellcheck disable=SC2206 # so is OVS_OPTIONS
+    options+=(${OVS_OPTIONS:-})
     ovs_vsctl --no-wait init -- set Open_vSwitch . "${config[@]/#/other_config:}" ||
         { WHY='ovs-vsctl could not write the configuration' && return 1; }
     launch "$dir/ovs-vswitchd.log" ip netns exec "$NODE" ovs-vswitchd "unix:$dir/db.sock" --unixctl="$dir/vswitchd.ctl"
     FORWARDER=$LAUNCHED
-    pod_offloads_off tx || { WHY="cannot switch the pods' tx checksum off" && return 1; }
+    # Generic XDP takes neither segmentation offload from the pods nor NAPI for xdp frames to the host ends.
+    local off=(tx)
+    if [[ $mode == generic ]]; then
+        off+=(tso gso)
+        for n in 1 2; do in_ns "$NODE" ethtool -K "veth-pod$n" gro on >/dev/null; done
+    fi
+    pod_offloads_off "${off[@]}" || { WHY="cannot switch the pods' offloads off" && return 1; }
     ovs_vsctl add-br br0 -- set bridge br0 datapath_type=netdev || { WHY='cannot add the bridge' && return 1; }
     for n in 1 2; do
         ovs_vsctl add-port br0 "veth-pod$n" -- set interface "veth-pod$n" type=afxdp \
-            options:n_rxq=1 "options:xdp-mode=$mode" >/dev/null 2>&1 || true
+            "${options[@]/#/options:}" >/dev/null 2>&1 || true
         error=$(ovs_vsctl get interface "veth-pod$n" error)
         [[ $error == '[]' ]] || { WHY="xdp-mode=$mode: $error" && return 1; }
     done
