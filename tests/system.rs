@@ -38,7 +38,12 @@ impl Current {
         self.times.sort();
         let total: Duration = self.times.iter().map(|(time, _)| time).sum();
         println!("\nslowest of {:.0} s:", total.as_secs_f64());
-        for (time, name) in self.times.iter().rev().take(8) {
+        for (time, name) in self
+            .times
+            .iter()
+            .rev()
+            .take(std::env::var("PODLANE_TEST_TIMES").ok().and_then(|count| count.parse().ok()).unwrap_or(8))
+        {
             println!("{:6.1} s  {name}", time.as_secs_f64());
         }
     }

@@ -9,14 +9,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::testbed;
 
 const DIRECTORY: &str = "/run/podlane-tests";
 
 /// The instances that this process owns.
-static OWN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+static OWN: Mutex<Own> = Mutex::new(Own { names: BTreeSet::new(), ending: false });
+
+struct Own {
+    names: BTreeSet<String>,
+    /// The process is about to end: a case that goes on meanwhile must not build another one.
+    ending: bool,
+}
 
 /// A name of at most eight letters and digits: "t", this process's number to the base 36, a letter.
 pub fn instance_name(number: u32) -> String {
@@ -47,9 +53,13 @@ fn file(name: &str) -> PathBuf {
 /// Says that this process owns an instance.
 ///
 /// # Errors
-/// If the file cannot be written.
+/// If the file cannot be written, or the process is being ended.
 pub fn claim(name: &str) -> Result<()> {
-    OWN.lock().expect("no holder panics").insert(name.to_owned());
+    {
+        let mut own = OWN.lock().expect("no holder panics");
+        ensure!(!own.ending, "the run is being ended");
+        own.names.insert(name.to_owned());
+    }
     fs::create_dir_all(DIRECTORY).context("creating /run/podlane-tests")?;
     let identity = identity(std::process::id()).context("reading /proc/self/stat")?;
     fs::write(file(name), identity).with_context(|| format!("writing {}", file(name).display()))
@@ -57,15 +67,19 @@ pub fn claim(name: &str) -> Result<()> {
 
 /// Says that an instance is gone.
 pub fn release(name: &str) {
-    OWN.lock().expect("no holder panics").remove(name);
+    OWN.lock().expect("no holder panics").names.remove(name);
     let _ = fs::remove_file(file(name));
     let _ = fs::remove_dir(DIRECTORY);
 }
 
-/// Removes what this process owns: for a signal's sake, where no destructor runs.
+/// Removes what this process owns, and lets it own nothing more: for a signal's sake, where no destructor runs.
 pub fn remove_own() {
-    let own = OWN.lock().map(|own| own.clone()).unwrap_or_default();
-    for name in own {
+    let names = {
+        let mut own = OWN.lock().expect("no holder panics");
+        own.ending = true;
+        own.names.clone()
+    };
+    for name in names {
         remove(&name);
     }
 }
