@@ -65,8 +65,9 @@ impl Steering {
 /// Turns the kernel's number into a sentence (`net/core/dev.c` `dev_xdp_attach`, `drivers/net/veth.c` `veth_xdp_set`).
 fn explain(error: io::Error, ifindex: u32, name: &str, mode: XdpMode, program: BorrowedFd<'_>) -> AttachError {
     let name = name.to_owned();
-    let is_gone = matches!(nix::net::if_::if_indextoname(ifindex), Err(nix::Error::ENXIO | nix::Error::ENODEV));
-    if is_gone {
+    // Attaching to an interface that is not there gives EINVAL, like much else.
+    // (nix 0.31 reports an unknown index as an empty name.)
+    if !nix::net::if_::if_indextoname(ifindex).is_ok_and(|found| !found.is_empty()) {
         return AttachError::Gone { name };
     }
     match error.raw_os_error() {

@@ -32,7 +32,7 @@ pub enum BpfError {
         expected: u32,
     },
     /// A table has more entries than its BPF map can take.
-    #[error("{count} {table}, but the XDP program has room for {limit}: the rest of the snapshot cannot be used")]
+    #[error("{count} {table}, but the XDP program has room for {limit}: the snapshot is not used")]
     Full {
         /// What the entries are, in the plural.
         table: &'static str,

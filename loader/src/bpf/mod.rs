@@ -149,12 +149,21 @@ impl Steering {
     }
 
     /// Runs the native program `repeat` times on a made-up frame, as if it had come in through queue `queue` of interface
-    /// `ifindex` of the calling thread's network namespace. The frame counts; it is not delivered anywhere.
+    /// `ifindex` of the calling thread's network namespace, its first `linear` bytes in one piece. The frame counts; it is
+    /// not delivered anywhere.
     ///
     /// # Errors
-    /// The kernel's: `EINVAL` for a frame of less than 14 bytes, `ENODEV` for an unknown interface or queue.
-    pub fn test_run(&self, frame: &[u8], ifindex: u32, queue: u32, repeat: u32) -> std::io::Result<TestRun> {
-        let end = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    /// The kernel's: `EINVAL` for a frame or piece of less than 14 bytes, for an unknown queue, and before Linux 6.18 for a
+    /// `linear` other than the frame's length; `ENODEV` for an unknown interface.
+    pub fn test_run(
+        &self,
+        frame: &[u8],
+        linear: usize,
+        ifindex: u32,
+        queue: u32,
+        repeat: u32,
+    ) -> std::io::Result<TestRun> {
+        let end = u32::try_from(linear).unwrap_or(u32::MAX);
         let mut context = [0; 24];
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         for (field, value) in context.chunks_exact_mut(4).zip([0, end, 0, ifindex, queue, 0]) {

@@ -1,0 +1,95 @@
+//! Attaching and detaching, and every refusal that can be had on this machine.
+
+use podlane::bpf::{AttachError, Steering, XdpMode};
+
+use crate::net::{self, ifindex, ip};
+
+/// What `ip` says of an interface's XDP program.
+fn shown(name: &str) -> String {
+    let output = std::process::Command::new("ip").args(["-details", "link", "show", name]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn veth() {
+    ip("link add name host type veth peer name pod");
+}
+
+#[test]
+fn native_means_native_and_dropping_detaches() {
+    net::test("native_means_native_and_dropping_detaches", || {
+        veth();
+        let mut steering = Steering::load().unwrap();
+        assert_eq!(steering.attach(ifindex("host"), "host", XdpMode::Native).unwrap(), XdpMode::Native);
+        assert!(shown("host").contains(" xdp ") && !shown("host").contains("xdpgeneric"), "{}", shown("host"));
+        // Once more changes nothing.
+        assert_eq!(steering.attach(ifindex("host"), "host", XdpMode::Generic).unwrap(), XdpMode::Native);
+        assert_eq!(steering.attached().collect::<Vec<_>>(), [(ifindex("host"), XdpMode::Native)]);
+        steering.detach(ifindex("host"));
+        steering.detach(ifindex("host"));
+        assert!(!shown("host").contains("xdp"));
+        steering.attach(ifindex("host"), "host", XdpMode::Native).unwrap();
+        drop(steering);
+        assert!(!shown("host").contains("xdp"));
+    });
+}
+
+#[test]
+fn generic_only_when_asked_for() {
+    net::test("generic_only_when_asked_for", || {
+        veth();
+        let mut steering = Steering::load().unwrap();
+        // Loopback has no native XDP; the kernel would fall back to generic if it were let.
+        let error = steering.attach(ifindex("lo"), "lo", XdpMode::Native).unwrap_err();
+        assert!(matches!(error, AttachError::NoNativeXdp { .. }), "{error}");
+        assert!(!shown("lo").contains("xdp"));
+        assert_eq!(steering.attach(ifindex("lo"), "lo", XdpMode::Generic).unwrap(), XdpMode::Generic);
+        assert_eq!(steering.attach(ifindex("host"), "host", XdpMode::Generic).unwrap(), XdpMode::Generic);
+        assert!(shown("host").contains("xdpgeneric"));
+    });
+}
+
+#[test]
+fn a_foreign_program_is_named() {
+    net::test("a_foreign_program_is_named", || {
+        veth();
+        let mut first = Steering::load().unwrap();
+        let mut second = Steering::load().unwrap();
+        for (there, ours) in [(XdpMode::Native, XdpMode::Native), (XdpMode::Generic, XdpMode::Native)] {
+            first.attach(ifindex("host"), "host", there).unwrap();
+            let error = second.attach(ifindex("host"), "host", ours).unwrap_err();
+            let AttachError::Foreign { id, ref program, .. } = error else { panic!("{error}") };
+            assert!("podlane_steer_generic".starts_with(program.as_str()) && program.len() >= 13, "{program}");
+            let sentence =
+                format!("host already has XDP program id {id} ({program}); detach it or set `skip = [\"host\"]`");
+            assert_eq!(error.to_string(), sentence);
+            assert!(shown("host").contains(&format!("id {id}")));
+            first.detach(ifindex("host"));
+        }
+        second.attach(ifindex("host"), "host", XdpMode::Native).unwrap();
+    });
+}
+
+#[test]
+fn more_queues_at_the_other_end_are_refused() {
+    net::test("more_queues_at_the_other_end_are_refused", || {
+        ip("link add name host numtxqueues 1 numrxqueues 1 type veth peer name pod numtxqueues 4 numrxqueues 1");
+        let mut steering = Steering::load().unwrap();
+        let error = steering.attach(ifindex("host"), "host", XdpMode::Native).unwrap_err();
+        assert!(matches!(error, AttachError::Queues { .. }), "{error}");
+    });
+}
+
+#[test]
+fn a_removed_interface_is_no_error_to_detach() {
+    net::test("a_removed_interface_is_no_error_to_detach", || {
+        veth();
+        let mut steering = Steering::load().unwrap();
+        let h = ifindex("host");
+        steering.attach(h, "host", XdpMode::Native).unwrap();
+        ip("link del host");
+        steering.detach(h);
+        let error = steering.attach(h, "host", XdpMode::Native).unwrap_err();
+        assert_eq!(error.to_string(), "host is gone");
+        assert!(steering.attach(u32::MAX, "host", XdpMode::Native).is_err());
+    });
+}

@@ -1,0 +1,226 @@
+//! What comes after the decision: sockets, heartbeats, counters, and frames in several pieces.
+
+use std::os::fd::AsFd;
+
+use podlane_dataplane::afxdp::{Heartbeats, clock};
+use podlane_dataplane::forward::PassReason;
+use podlane_dataplane::{PortId, limits};
+
+use crate::frames::*;
+use crate::net;
+use crate::world::{A, B, C, INGRESS, MAX_LINEAR, Outcome, PASS, UPLINK, World, outcome, unbound_socket};
+
+#[test]
+fn no_socket() {
+    net::test("no_socket", || {
+        let mut world = World::new();
+        let frame = tcp(Family::V4, BRIDGED, 100);
+        let on_queue = |world: &World, queue| world.program_with_linear(A, queue, &frame, frame.len());
+        assert_eq!(on_queue(&world, 1), Outcome::Steered);
+        world.steering.clear_socket(A, 1).unwrap();
+        world.steering.clear_socket(A, 1).unwrap();
+        assert_eq!(on_queue(&world, 1), Outcome::Passed(PassReason::NoSocket));
+        assert_eq!(on_queue(&world, 0), Outcome::Steered);
+        world.give_socket(A, 1);
+        assert_eq!(on_queue(&world, 1), Outcome::Steered);
+        // A closed socket takes its entry along.
+        world.close_sockets();
+        assert_eq!(on_queue(&world, 1), Outcome::Passed(PassReason::NoSocket));
+    });
+}
+
+#[test]
+fn a_queue_beyond_the_limit_has_no_socket() {
+    net::test("a_queue_beyond_the_limit_has_no_socket", || {
+        let mut world = World::new();
+        let queues = limits::MAX_QUEUES + 1;
+        net::ip(&format!("link add name wide numtxqueues {queues} numrxqueues {queues} type veth peer name other"));
+        world.change_port(A, |port| port.ifindex = net::ifindex("wide"));
+        let frame = tcp(Family::V4, BRIDGED, 100);
+        // Unchecked, this queue's number would select the first socket of port B.
+        let outcome = world.program_with_linear(A, limits::MAX_QUEUES as u32, &frame, frame.len());
+        assert_eq!(outcome, Outcome::Passed(PassReason::NoSocket));
+    });
+}
+
+#[test]
+fn worker_stalled() {
+    net::test("worker_stalled", || {
+        let world = World::new();
+        let frame = tcp(Family::V6, BRIDGED, 100);
+        for (age_ms, expected) in [
+            (0, Outcome::Steered),
+            (limits::HEARTBEAT_STALE_MS - 30, Outcome::Steered),
+            (limits::HEARTBEAT_STALE_MS + 10, Outcome::Passed(PassReason::WorkerStalled)),
+            (10_000, Outcome::Passed(PassReason::WorkerStalled)),
+        ] {
+            world.beat(age_ms);
+            assert_eq!(world.program(A, &frame), expected, "a heartbeat of {age_ms} ms");
+        }
+        world.steering.beat(0, 0).unwrap();
+        assert_eq!(world.program(A, &frame), Outcome::Passed(PassReason::WorkerStalled), "no heartbeat yet");
+        // Clocks are read at different moments: a heartbeat may lie in the program's future.
+        world.steering.beat(0, clock::coarse_ns() + 4_000_000).unwrap();
+        assert_eq!(world.program(A, &frame), Outcome::Steered);
+    });
+}
+
+#[test]
+fn each_socket_is_judged_by_its_own_worker_through_the_shared_mapping() {
+    net::test("each_socket_is_judged_by_its_own_worker_through_the_shared_mapping", || {
+        let mut world = World::new();
+        let heartbeats = Heartbeats::map(world.steering.heartbeats()).unwrap();
+        let last = limits::MAX_WORKERS - 1;
+        let socket = unbound_socket();
+        world.steering.set_socket(B, 0, socket.as_fd(), last).unwrap();
+        let from_b = tcp(Family::V4, Path { source_mac: POD_B, destination_mac: POD_A, ..BRIDGED }, 0);
+        assert_eq!(world.program(B, &from_b), Outcome::Passed(PassReason::WorkerStalled));
+        heartbeats.worker(last).beat(clock::coarse_ns());
+        assert_eq!(world.program(B, &from_b), Outcome::Steered);
+        heartbeats.worker(0).beat(1);
+        assert_eq!(world.program(B, &from_b), Outcome::Steered);
+        assert_eq!(world.program(A, &tcp(Family::V4, BRIDGED, 0)), Outcome::Passed(PassReason::WorkerStalled));
+    });
+}
+
+#[test]
+fn numbers_beyond_the_limits_are_refused() {
+    net::test("numbers_beyond_the_limits_are_refused", || {
+        let mut world = World::new();
+        let socket = unbound_socket();
+        let fd = socket.as_fd();
+        let beyond = PortId(limits::MAX_PORTS as u16);
+        let sentence = |result: Result<(), podlane::bpf::BpfError>| result.unwrap_err().to_string();
+        assert_eq!(sentence(world.steering.set_socket(beyond, 0, fd, 0)), "port 512 is beyond the limit of 512");
+        assert_eq!(sentence(world.steering.set_socket(A, 16, fd, 0)), "queue 16 is beyond the limit of 16");
+        assert_eq!(sentence(world.steering.set_socket(A, 0, fd, 16)), "worker 16 is beyond the limit of 16");
+        assert!(world.steering.counters(beyond).is_err());
+        assert!(world.steering.reset_counters(beyond).is_err());
+    });
+}
+
+#[test]
+fn counters_are_kept_by_port_and_reset() {
+    net::test("counters_are_kept_by_port_and_reset", || {
+        let mut world = World::new();
+        let frame = tcp(Family::V4, BRIDGED, 100);
+        let ifindex = world.tables.ports.get(A).unwrap().ifindex;
+        world.steering.test_run(&frame, frame.len(), ifindex, 0, 1000).unwrap();
+        let counters = world.steering.counters(A).unwrap();
+        assert_eq!((counters.rx_packets, counters.steered, counters.passed_total()), (1000, 1000, 0));
+        assert_eq!(counters.rx_bytes, 1000 * frame.len() as u64);
+        assert_eq!(world.steering.counters(B).unwrap(), Default::default());
+        world.steering.reset_counters(A).unwrap();
+        assert_eq!(world.steering.counters(A).unwrap(), Default::default());
+    });
+}
+
+#[test]
+fn interfaces_that_are_no_port_pass_and_are_counted_apart() {
+    net::test("interfaces_that_are_no_port_pass_and_are_counted_apart", || {
+        let world = World::new();
+        let frame = tcp(Family::V4, BRIDGED, 100);
+        let before = world.steering.stray_counters().unwrap();
+        let run = world.steering.test_run(&frame, frame.len(), net::ifindex("lo"), 0, 1).unwrap();
+        let after = world.steering.stray_counters().unwrap();
+        assert_eq!(outcome(run.verdict, &before, &after, frame.len()), Outcome::Passed(PassReason::PortState));
+        for port in INGRESS {
+            assert_eq!(world.steering.counters(port).unwrap(), Default::default());
+        }
+    });
+}
+
+#[test]
+fn nothing_is_steered_before_the_first_snapshot() {
+    net::test("nothing_is_steered_before_the_first_snapshot", || {
+        let steering = podlane::bpf::Steering::load().unwrap();
+        let frame = tcp(Family::V4, BRIDGED, 100);
+        let run = steering.test_run(&frame, frame.len(), net::ifindex("lo"), 0, 1).unwrap();
+        assert_eq!(run.verdict, PASS);
+    });
+}
+
+#[test]
+fn frames_in_several_pieces_are_steered() {
+    net::test("frames_in_several_pieces_are_steered", || {
+        let mut world = World::new();
+        for port in [A, B, C, UPLINK] {
+            world.change_port(port, |port| port.mtu = 65_000);
+        }
+        for family in FAMILIES {
+            let frame = tcp(family, BRIDGED, 20_000);
+            assert!(frame.len() > MAX_LINEAR);
+            world.steers(A, &frame);
+            let mut wrong = frame.clone();
+            wrong[5] = 0x77;
+            world.passes(A, &wrong, PassReason::UnknownMac);
+        }
+    });
+}
+
+#[test]
+fn the_decision_does_not_depend_on_the_linear_part() {
+    net::test("the_decision_does_not_depend_on_the_linear_part", || {
+        let world = World::new();
+        for family in FAMILIES {
+            for frame in [tcp(family, BRIDGED, 100), udp(family, ROUTED, (1, 2), 30), echo(family, BRIDGED, 60)] {
+                for linear in 14..frame.len() {
+                    let ifindex = world.tables.ports.get(A).unwrap().ifindex;
+                    let unsupported = world.steering.test_run(&frame, linear, ifindex, 0, 1).is_err();
+                    if unsupported {
+                        let sentence = b"SKIPPED the_decision_does_not_depend_on_the_linear_part: needs Linux 6.18\n";
+                        std::io::Write::write_all(&mut std::io::stderr(), sentence).unwrap();
+                        return;
+                    }
+                    let outcome = world.program_with_linear(A, 0, &frame, linear);
+                    assert_eq!(outcome, Outcome::Steered, "{linear} linear bytes");
+                }
+            }
+        }
+        // The shortest frames are read by the slow way too.
+        let mut frame = echo(Family::V4, BRIDGED, 0);
+        assert_eq!(frame.len(), 42);
+        world.steers(A, &frame);
+        frame.truncate(14);
+        world.passes(A, &frame, PassReason::Malformed);
+    });
+}
+
+/// Not a test: prints what a run costs. `cargo test --release --test steer -- --ignored --nocapture cost`
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    net::test("cost", || {
+        use podlane_dataplane::table::Fib;
+        let mut world = World::new();
+        let measure = |world: &World, what: &str, frame: &[u8]| {
+            let ifindex = world.tables.ports.get(A).unwrap().ifindex;
+            world.beat(0);
+            // The worker must look alive for the whole measurement.
+            world.steering.beat(0, clock::coarse_ns() + 60_000_000_000).unwrap();
+            let linear = frame.len().min(MAX_LINEAR);
+            let runs = (0..5).map(|_| world.steering.test_run(frame, linear, ifindex, 0, 1_000_000).unwrap().ns);
+            println!("{what}: {} ns, {:?}", runs.min().unwrap(), world.program(A, frame));
+        };
+        for routes in [12_u32, 15_000] {
+            if routes > 100 {
+                let more = (0..routes).map(|n| ((10 << 24) + (128 << 16) + n * 256, 24, 1));
+                let all: Vec<_> = world.tables.fib4.iter().chain(more).collect();
+                world.change(|tables| tables.fib4 = Fib::new(all).into());
+                let more = (0..u128::from(routes)).map(|n| ((0xfd00_u128 << 112) + (1 << 100) + (n << 64), 64, 1));
+                let all: Vec<_> = world.tables.fib6.iter().chain(more).collect();
+                world.change(|tables| tables.fib6 = Fib::new(all).into());
+            }
+            for family in FAMILIES {
+                measure(&world, &format!("{family:?} bridged tcp"), &tcp(family, BRIDGED, 100));
+                measure(&world, &format!("{family:?} routed tcp, {routes} routes"), &tcp(family, ROUTED, 100));
+                let on_link = Path { destination: (1, 11), ..ROUTED };
+                measure(&world, &format!("{family:?} routed on-link, {routes} routes"), &tcp(family, on_link, 100));
+            }
+        }
+        measure(&world, "short frame (slow read)", &echo(Family::V4, BRIDGED, 0));
+        let mut arp = tcp(Family::V4, BRIDGED, 100);
+        put16(&mut arp, 12, 0x0806);
+        measure(&world, "not ip", &arp);
+    });
+}
