@@ -216,6 +216,6 @@ mod tests {
         counters.add(&cpu);
         assert_eq!((counters.rx_packets, counters.rx_bytes, counters.steered), (2, 4, 6));
         assert_eq!(counters.passed[0], 8);
-        assert_eq!(counters.passed_total(), (0..PassReason::COUNT as u64).map(|index| 2 * (4 + index)).sum());
+        assert_eq!(counters.passed_total(), (0..PassReason::COUNT as u64).map(|index| 2 * (4 + index)).sum::<u64>());
     }
 }
