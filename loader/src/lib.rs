@@ -1,6 +1,7 @@
 //! The loader.
 
 pub mod bpf;
+pub mod check;
 pub mod compile;
 pub mod config;
 pub mod control;

@@ -32,11 +32,14 @@ pub const KEYS: [&str; 13] = [
 
 /// The text of the file at `path`.
 pub fn load(path: &Path) -> Result<String, Problem> {
-    let unreadable = |error| Problem::missing(format_args!("cannot read {}: {error}", path.display()));
+    let unreadable = |error| Problem::at(Origin::File, format_args!("cannot read {}: {error}", path.display()));
     let mut bytes = Vec::new();
     File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(Problem::missing(format_args!("{} is no configuration: it is larger than 1 MiB", path.display())));
+        return Err(Problem::at(
+            Origin::File,
+            format_args!("{} is no configuration: it is larger than 1 MiB", path.display()),
+        ));
     }
     String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
@@ -193,7 +196,7 @@ impl Reader<'_> {
     fn inside(&self, list: Origin, item: &Value<'_>) -> Origin {
         match list {
             Origin::Line(_, key) => Origin::Line(line_of(self.text, item.span().start), key),
-            option => option,
+            other => other,
         }
     }
 }

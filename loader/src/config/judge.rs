@@ -93,12 +93,12 @@ impl Judge {
         readable: bool,
     ) -> (Option<InterfaceName>, Vec<InterfaceName>) {
         if bridge.is_none() && readable {
-            self.problems.push(Problem::missing(format_args!(
+            self.problems.push(Problem::absent(format_args!(
                 "no bridge is named; say --bridge NAME or write bridge = \"cbr0\" in {DEFAULT_FILE}"
             )));
         }
         if uplinks.is_none() && readable {
-            self.problems.push(Problem::missing(format_args!(
+            self.problems.push(Problem::absent(format_args!(
                 "no uplink is named; say --uplink NAME or write uplinks = [\"eth0\"] in {DEFAULT_FILE} (uplinks \
                  = [] on a node without neighbours)"
             )));
@@ -123,6 +123,16 @@ impl Judge {
             return (name, Vec::new());
         }
         (name, self.names(uplinks))
+    }
+
+    /// Interfaces to leave alone, which are none of the uplinks.
+    pub fn skip(&mut self, given: Vec<Given<String>>, uplinks: &[InterfaceName]) -> Vec<InterfaceName> {
+        for item in &given {
+            if uplinks.iter().any(|uplink| uplink.as_str() == item.value) {
+                self.complain(item, format_args!("{} is an uplink; name it in one of the two only", item.value));
+            }
+        }
+        self.names(given)
     }
 
     /// Interface names without repetition.

@@ -142,7 +142,7 @@ impl Config {
         judge.path(settings.path);
         let instance = settings.instance.map_or_else(|| Some(InstanceName::default()), |name| judge.parse(&name));
         let (bridge, uplinks) = judge.interfaces(settings.bridge, settings.uplinks, readable);
-        let skip = judge.names(settings.skip.unwrap_or_default());
+        let skip = judge.skip(settings.skip.unwrap_or_default(), &uplinks);
         let cluster_cidrs = judge.cidrs(settings.cluster_cidrs.unwrap_or_default());
         let mut notes = Vec::new();
         let cpus = judge.cpus(settings.workers, settings.cpus, host, &mut notes);

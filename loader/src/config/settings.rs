@@ -11,6 +11,8 @@ pub enum Origin {
     Line(usize, &'static str),
     /// On the command line: the option with its dashes.
     Option(&'static str),
+    /// The file itself, which the sentence names.
+    File,
 }
 
 /// A value and its place.
@@ -90,7 +92,7 @@ impl Problem {
     }
 
     /// A complaint about something that nobody wrote.
-    pub fn missing(sentence: impl fmt::Display) -> Self {
+    pub fn absent(sentence: impl fmt::Display) -> Self {
         Problem { origin: None, sentence: sentence.to_string() }
     }
 }
@@ -110,6 +112,7 @@ impl ConfigError {
     pub fn new(file: Option<&Path>, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| match problem.origin {
             Some(Origin::Line(line, _)) => line,
+            Some(Origin::File) => 0,
             Some(Origin::Option(_)) => usize::MAX - 1,
             None => usize::MAX,
         });
@@ -121,6 +124,11 @@ impl ConfigError {
         self.problems.iter().map(|problem| self.sentence(problem)).collect()
     }
 
+    /// Whether nothing that was written is wrong; something is only missing.
+    pub fn is_only_incomplete(&self) -> bool {
+        self.problems.iter().all(|problem| problem.origin.is_none())
+    }
+
     fn sentence(&self, problem: &Problem) -> String {
         match (problem.origin, &self.file) {
             (Some(Origin::Line(line, "")), Some(file)) => format!("{}:{line}: {}", file.display(), problem.sentence),
@@ -129,7 +137,7 @@ impl ConfigError {
             }
             (Some(Origin::Line(line, key)), None) => format!("line {line}: {key}: {}", problem.sentence),
             (Some(Origin::Option(option)), _) => format!("{option}: {}", problem.sentence),
-            (None, _) => problem.sentence.clone(),
+            (None | Some(Origin::File), _) => problem.sentence.clone(),
         }
     }
 }

@@ -100,6 +100,8 @@ fn missing_interfaces_are_asked_for() {
     assert!(error.starts_with("the configuration has 2 mistakes:"), "{error}");
     assert!(error.contains("no bridge is named; say --bridge NAME"), "{error}");
     assert!(error.contains("no uplink is named; say --uplink NAME"), "{error}");
+    assert!(load("").unwrap_err().is_only_incomplete());
+    assert!(!load("log = 1").unwrap_err().is_only_incomplete());
     let alone = load("bridge = \"cbr0\"\nuplinks = []").unwrap();
     assert!(alone.uplinks.is_empty());
 }
@@ -144,6 +146,7 @@ fn each_rule_has_its_sentence() {
             "skip: \"a/b\" is not an interface name: it may not hold spaces, \"/\" or \":\", nor be \".\" or \"..\"",
         ),
         ("skip = [\"a\", \"a\"]", "skip: a is given twice; leave one out"),
+        ("skip = [\"eth0\"]", "skip: eth0 is an uplink; name it in one of the two only"),
         ("log = \"loud\"", "log: \"loud\" is not one of error, warn, info, debug, trace"),
         (
             "cluster_cidrs = [\"10.1.2.3/16\"]",

@@ -13,6 +13,7 @@ use podlane_dataplane::forward::{DropReason, PassReason};
 use serde::{Deserialize, Serialize};
 
 pub use render::UPTIME_PARTS;
+pub(crate) use table::wrap;
 pub use table::{WIDTH, thousands};
 
 /// The version of the JSON's shape. It changes when a field changes its meaning or goes away, not when one is added.

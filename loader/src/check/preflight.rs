@@ -1,0 +1,124 @@
+//! What `podlane run` looks at before it touches anything: a daemon that cannot work says so in one sentence and leaves the
+//! node as it was.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use podlane_dataplane::table::PortKind;
+
+use super::network::{self, Program, candidates, foreign_cure};
+use super::privileges::{MEMLOCK_CURE, Memlock, capability_cure, mebibytes, missing_capabilities};
+use crate::config::Config;
+use crate::control::{self, ControlError, Occupant};
+use crate::mirror::{NetlinkError, World};
+
+/// How long our own program on an uplink is waited for: the kernel detaches it a moment after its daemon was killed.
+const DETACHING: Duration = Duration::from_secs(3);
+
+/// Why the daemon does not start. Each is a sentence with its cure.
+#[derive(Debug, thiserror::Error)]
+pub enum PreflightError {
+    /// Not root, and not all capabilities.
+    #[error("podlane run lacks {missing}: {cure}", missing = .0.join(", "), cure = capability_cure())]
+    Capabilities(Vec<&'static str>),
+    /// UMEM does not fit into the limit.
+    #[error("{needed} of locked memory are needed and the limit is {limit}: {MEMLOCK_CURE}", needed = mebibytes(*.needed), limit = mebibytes(*.limit))]
+    LockedMemory {
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        limit: u64,
+    },
+    /// The control socket is another daemon's, or cannot be reached.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The kernel does not tell its interfaces.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The bridge or an uplink cannot be used.
+    #[error("{why}; {cure}")]
+    Interface {
+        /// What is wrong.
+        why: String,
+        /// What to do.
+        cure: String,
+    },
+    /// An uplink has an XDP program.
+    #[error("{name} already has XDP program {program}; {cure}")]
+    Program {
+        /// The uplink.
+        name: String,
+        /// Number and name of the program.
+        program: String,
+        /// What to do.
+        cure: String,
+    },
+}
+
+/// Whether a daemon of this configuration can work on this node, without changing the node.
+///
+/// Raises this process's limit of locked memory where that is needed and allowed.
+///
+/// # Errors
+/// The first thing that stands in the way.
+pub fn preflight(config: &Config) -> Result<(), PreflightError> {
+    let missing = missing_capabilities();
+    if !missing.is_empty() {
+        return Err(PreflightError::Capabilities(missing));
+    }
+    not_occupied(config)?;
+    let world = network::read_world()?;
+    interfaces(&world, config)?;
+    programs(world, config)?;
+    let needed = config.umem_bytes();
+    Memlock::ensure(needed).map_err(|limit| PreflightError::LockedMemory { needed, limit })
+}
+
+fn not_occupied(config: &Config) -> Result<(), ControlError> {
+    let path = control::socket_path(config.instance.as_str());
+    match control::occupant(&path) {
+        Ok(Occupant::Alive { pid }) => Err(ControlError::Occupied { instance: config.instance.to_string(), pid }),
+        Ok(Occupant::Dead | Occupant::Nobody) => Ok(()),
+        Err(error) => Err(ControlError::Socket { path, error }),
+    }
+}
+
+/// Whether the bridge is one, and every uplink can be a port.
+pub(super) fn interfaces(world: &World, config: &Config) -> Result<(), PreflightError> {
+    let wanted = network::wanted(world, config, |link| link.rx_queues);
+    if wanted.bridge.is_none() {
+        let cure = format!("name the pods' bridge with --bridge: {}", candidates(world, true));
+        return Err(PreflightError::Interface { why: wanted.bridge_problem, cure });
+    }
+    let is_uplink = |name: &str| config.uplinks.iter().any(|uplink| uplink.as_str() == name);
+    match wanted.refused.into_iter().find(|refusal| is_uplink(&refusal.name)) {
+        Some(refusal) => {
+            let cure = format!("name an interface towards the other nodes with --uplink: {}", candidates(world, false));
+            Err(PreflightError::Interface { why: refusal.why, cure })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whether no uplink has an XDP program. A pod's port with one is no reason not to start: it stays with the kernel.
+fn programs(mut world: World, config: &Config) -> Result<(), PreflightError> {
+    let deadline = Instant::now() + DETACHING;
+    loop {
+        let wanted = network::wanted(&world, config, |link| link.rx_queues);
+        let uplinks = wanted.ports.iter().filter(|port| port.kind == PortKind::Uplink);
+        let Some((name, id)) = uplinks.filter_map(|port| Some((port.name.clone(), port.xdp_program?))).next() else {
+            return Ok(());
+        };
+        let program = Program::find(id);
+        if program.is_ours() && Instant::now() < deadline {
+            sleep(Duration::from_millis(50));
+            world = network::read_world()?;
+            continue;
+        }
+        let cure = match program.is_ours() {
+            true => format!("another podlane instance serves {name}; stop it first"),
+            false => foreign_cure(&name),
+        };
+        return Err(PreflightError::Program { name, program: program.describe(), cure });
+    }
+}
