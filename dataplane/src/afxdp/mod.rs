@@ -31,7 +31,7 @@ pub use heartbeat::{Heartbeat, Heartbeats};
 pub use memory::MemoryQueue;
 pub use socket::{BindError, BindOptions, Socket, SocketHandle, SocketStatistics, XskMode};
 pub use umem::{ClosedSocket, Frame, FrameMemory, Umem, UmemError};
-pub use wait::{Waiter, Waker};
+pub use wait::{Slept, Waiter, Waker};
 
 /// One piece of a received or transmitted packet: a frame and where in it the bytes are.
 #[derive(Debug)]

@@ -37,6 +37,17 @@ pub struct Waiter {
     sleeping: Arc<AtomicBool>,
 }
 
+/// How a sleep ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Slept {
+    /// There was work left, so it did not begin.
+    NotAtAll,
+    /// Something became ready.
+    UntilWoken,
+    /// Nothing did in time.
+    UntilTimeout,
+}
+
 /// The epoll token of the waker; sockets use their number.
 const WAKER: u64 = u64::MAX;
 
@@ -71,13 +82,13 @@ impl Waiter {
     }
 
     /// Sleeps until something is ready or `timeout_ms` have passed. `work_left` is asked once more after others can see that
-    /// we are about to sleep, so that no wake-up is lost. Returns whether it slept.
-    pub fn sleep(&self, timeout_ms: u64, work_left: impl FnOnce() -> bool) -> bool {
+    /// we are about to sleep, so that no wake-up is lost.
+    pub fn sleep(&self, timeout_ms: u64, work_left: impl FnOnce() -> bool) -> Slept {
         self.sleeping.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if work_left() {
             self.sleeping.store(false, Ordering::Relaxed);
-            return false;
+            return Slept::NotAtAll;
         }
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
         // SAFETY: room for as many events as the call is told.
@@ -97,7 +108,7 @@ impl Waiter {
                 unsafe { libc::read(self.event.as_raw_fd(), counter.as_mut_ptr().cast(), counter.len()) };
             }
         }
-        true
+        if count > 0 { Slept::UntilWoken } else { Slept::UntilTimeout }
     }
 
     fn control(&self, operation: libc::c_int, fd: libc::c_int, token: u64) -> io::Result<()> {

@@ -67,6 +67,8 @@ pub struct WorkerCounters {
     pub batches: Counter,
     /// Times that it went to sleep.
     pub sleeps: Counter,
+    /// Times that a frame, a command or a hand-off ended its sleep.
+    pub wakeups: Counter,
     /// Transmit and wake-up system calls.
     pub tx_syscalls: Counter,
     /// Packets handed to other workers.
@@ -87,6 +89,7 @@ impl Default for WorkerCounters {
             ports: (0..limits::MAX_PORTS).map(|_| PortCounters::default()).collect(),
             batches: Counter::default(),
             sleeps: Counter::default(),
+            wakeups: Counter::default(),
             tx_syscalls: Counter::default(),
             handoff_out: Counter::default(),
             handoff_in: Counter::default(),

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{Command, Worker};
-use crate::afxdp::{Heartbeat, QueueIo, Waiter, clock};
+use crate::afxdp::{Heartbeat, QueueIo, Slept, Waiter, clock};
 use crate::limits;
 use crate::table::Reader;
 
@@ -50,9 +50,9 @@ pub fn run<Q: QueueIo>(
             std::hint::spin_loop();
             continue;
         }
-        if waiter.sleep(limits::HEARTBEAT_PERIOD_MS, || worker.work_waits()) {
-            worker.counters().sleeps.add(1);
-        }
+        let slept = waiter.sleep(limits::HEARTBEAT_PERIOD_MS, || worker.work_waits());
+        worker.counters().sleeps.add(u64::from(slept != Slept::NotAtAll));
+        worker.counters().wakeups.add(u64::from(slept == Slept::UntilWoken));
         // Woken for nothing but the heartbeat, it goes back to sleep at once.
         idle_since_ns = Some(0);
     }

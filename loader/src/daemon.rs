@@ -1,0 +1,442 @@
+//! The daemon: one loop that follows the kernel, keeps ports and tables in step with it, and answers questions.
+//!
+//! The loop sleeps on the mirror, the control socket and a signal pipe, and wakes several times a second for what has no
+//! descriptor: learn reports of workers, entries to keep alive in the kernel, ports to try again. Everything that writes
+//! tables happens here, on one thread, so there is one writer for the engine's snapshots and for the BPF maps.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use podlane_dataplane::afxdp::{Heartbeats, clock};
+use podlane_dataplane::limits;
+use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
+
+use crate::bpf::{BpfError, Steering, XdpMode};
+use crate::compile::{Compiler, Input, PortAssignment, PortWish, Wanted, host_port_mtu, wanted_ports};
+use crate::config::{ChecksumMetadata, Config};
+use crate::control::{Control, ControlError};
+use crate::engine::{Engine, EngineError, EngineOptions};
+use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read_switches};
+use crate::mirror::{Changes, Mirror, NetlinkError};
+use crate::ports::{Candidate, Ports};
+use crate::report;
+
+/// How often the loop looks at what has no descriptor.
+const TICK: Duration = Duration::from_millis(50);
+/// How often entries in use are told to the kernel, and slow things are checked.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// A used FDB entry is refreshed in the kernel when its last refresh is this old. The kernel forgets after its ageing time,
+/// 300 s unless configured; a tenth of the shortest sensible one is often enough.
+const FDB_REFRESH_S: u32 = 3;
+/// How often an interface's queues are counted again; the kernel does not tell of a change.
+const QUEUE_COUNT: Duration = Duration::from_secs(5);
+
+/// The daemon cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Reading the kernel's state.
+    #[error("reading the kernel's network state: {0}")]
+    Mirror(#[from] NetlinkError),
+    /// Writing to the kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The XDP program.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The bridge or an uplink is unusable.
+    #[error("{0}")]
+    Interface(String),
+    /// Waiting for events failed.
+    #[error("waiting for events: {0}")]
+    Poll(#[from] nix::Error),
+    /// Catching signals failed.
+    #[error("catching signals: {0}")]
+    Signals(#[from] std::io::Error),
+    /// A worker's thread has ended.
+    #[error("worker {0} has ended unexpectedly; the node's traffic passes to the kernel")]
+    DeadWorker(usize),
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`RunError`]; whatever was changed on the node is undone before it returns.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let signals = catch_signals()?;
+    let mut daemon = Daemon::start(config)?;
+    let result = daemon.serve(signals);
+    daemon.shut_down();
+    result
+}
+
+fn catch_signals() -> Result<UnixStream, std::io::Error> {
+    let (reader, writer) = UnixStream::pair()?;
+    reader.set_nonblocking(true)?;
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
+    }
+    Ok(reader)
+}
+
+/// The host port's names.
+fn host_port_names() -> HostPortNames<'static> {
+    HostPortNames::default()
+}
+
+/// Everything that runs.
+#[derive(Debug)]
+pub struct Daemon {
+    pub(crate) config: Config,
+    pub(crate) started: Instant,
+    pub(crate) mirror: Mirror,
+    kernel: Kernel,
+    pub(crate) steering: Steering,
+    /// `None` only while shutting down.
+    pub(crate) engine: Option<Engine>,
+    publisher: Publisher,
+    compiler: Compiler,
+    pub(crate) ports: Ports,
+    host_port: HostPort,
+    pub(crate) wanted: Wanted,
+    switches: Switches,
+    pub(crate) notes: Vec<String>,
+    /// Receive queues by interface, and when they were counted.
+    queues: BTreeMap<u32, u32>,
+    queues_counted: Instant,
+    /// When FDB entries were last refreshed in the kernel, by activity index.
+    refreshed_s: BTreeMap<u32, u32>,
+    pub(crate) learned: u64,
+    control: Option<Control>,
+    last_upkeep: Instant,
+}
+
+impl Daemon {
+    fn start(config: Config) -> Result<Self, RunError> {
+        let control = Control::open(config.instance.as_str())?;
+        let mut mirror = Mirror::open()?;
+        mirror.dump()?;
+        let mut kernel = Kernel::open()?;
+        let bridge = mirror.world().link_named(config.bridge.as_str());
+        let bridge = bridge.ok_or_else(|| RunError::Interface(format!("there is no interface {}", config.bridge)))?;
+        let bridge = bridge.ifindex;
+        let steering = Steering::load()?;
+        let mtu = host_port_mtu(mirror.world(), bridge, &[]).unwrap_or(1500);
+        let host_port = kernel.create_host_port(bridge, host_port_names(), config.instance.as_str(), mtu)?;
+        let (publisher, _) = table::channel();
+        let options = EngineOptions {
+            frames: config.frames,
+            cpus: config.cpus.clone(),
+            idle_spin_us: config.idle_spin.as_micros() as u32,
+            checksum_metadata: config.checksum_metadata == ChecksumMetadata::Auto,
+        };
+        let engine = Heartbeats::map(steering.heartbeats())
+            .map_err(EngineError::Heartbeats)
+            .and_then(|heartbeats| Engine::start(&options, &publisher, heartbeats, Ports::HOST, host_port.near));
+        let engine = match engine {
+            Ok(engine) => engine,
+            Err(error) => {
+                // Nothing may stay behind; the first error is the one to report.
+                let _ = kernel.delete_host_port(host_port_names(), config.instance.as_str());
+                return Err(error.into());
+            }
+        };
+        let mode = match config.xdp_mode {
+            crate::config::XdpMode::Native => XdpMode::Native,
+            crate::config::XdpMode::Generic => XdpMode::Generic,
+        };
+        let host = Candidate {
+            ifindex: host_port.near,
+            name: host_port_names().near.to_owned(),
+            kind: PortKind::Host,
+            queues: 1,
+        };
+        let now = Instant::now();
+        let mut daemon = Daemon {
+            started: now,
+            mirror,
+            kernel,
+            steering,
+            engine: Some(engine),
+            publisher,
+            compiler: Compiler::new(),
+            ports: Ports::new(mode, host),
+            host_port,
+            wanted: Wanted::default(),
+            switches: Switches::default(),
+            notes: Vec::new(),
+            queues: BTreeMap::new(),
+            queues_counted: now,
+            refreshed_s: BTreeMap::new(),
+            learned: 0,
+            control: Some(control),
+            last_upkeep: now,
+            config,
+        };
+        let first = daemon.mirror.read().map_err(RunError::from).and_then(|_| daemon.follow(Changes::ALL));
+        if let Err(error) = first {
+            daemon.shut_down();
+            return Err(error);
+        }
+        Ok(daemon)
+    }
+
+    fn serve(&mut self, mut signals: UnixStream) -> Result<(), RunError> {
+        let ports = self.ports.open().count() - 1;
+        let generation = self.tables().generation;
+        tracing::info!("podlane is ready: {ports} ports, {} workers, tables {generation}", self.config.workers());
+        loop {
+            self.wait(&signals)?;
+            let mut byte = [0; 16];
+            if matches!(signals.read(&mut byte), Ok(count) if count > 0) {
+                tracing::info!("stopping on a signal");
+                return Ok(());
+            }
+            let changes = self.mirror.read()?;
+            let retry = self.ports.next_retry().is_some_and(|at| at <= Instant::now());
+            if !changes.is_empty() {
+                self.follow(changes)?;
+            } else if retry {
+                self.follow(Changes::LINKS)?;
+            }
+            self.learn();
+            if self.last_upkeep.elapsed() >= UPKEEP {
+                self.last_upkeep = Instant::now();
+                self.upkeep()?;
+            }
+            self.answer();
+        }
+    }
+
+    fn wait(&self, signals: &UnixStream) -> Result<(), RunError> {
+        let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
+        let mut fds =
+            vec![PollFd::new(self.mirror.fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        if let Some(control) = &self.control {
+            fds.extend(control.poll_fds());
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Brings ports, tables and maps in step with the world, of which `changes` are different.
+    fn follow(&mut self, changes: Changes) -> Result<(), RunError> {
+        if changes.intersects(Changes::SWITCHES | Changes::LINKS) {
+            self.read_switches();
+        }
+        if changes.intersects(Changes::LINKS) {
+            self.choose_ports();
+        }
+        let moved = changes.intersects(Changes::LINKS) && self.reconcile();
+        self.publish(changes)?;
+        if moved {
+            let Some(engine) = &mut self.engine else { return Ok(()) };
+            self.ports.finish_closing(engine);
+            // A port that was closed only to be opened anew (its queues changed) can be opened now.
+            if self.reconcile() {
+                self.publish(Changes::NONE)?;
+            }
+        }
+        if changes.intersects(Changes::LINKS) {
+            self.follow_mtu();
+        }
+        Ok(())
+    }
+
+    fn read_switches(&mut self) {
+        let uplinks = self.config.uplinks.iter().map(|name| name.as_str());
+        self.switches = read_switches(uplinks.chain([self.config.bridge.as_str()]));
+    }
+
+    fn choose_ports(&mut self) {
+        let names = |list: &[crate::config::InterfaceName]| -> Vec<String> {
+            list.iter().map(|name| name.as_str().to_owned()).collect()
+        };
+        let (uplinks, skip) = (names(&self.config.uplinks), names(&self.config.skip));
+        let host_port = [self.host_port.near, self.host_port.member];
+        let wish =
+            PortWish { bridge: self.config.bridge.as_str(), uplinks: &uplinks, skip: &skip, host_port: &host_port };
+        if self.queues_counted.elapsed() >= QUEUE_COUNT {
+            self.queues.clear();
+            self.queues_counted = Instant::now();
+        }
+        let (queues, kernel) = (&mut self.queues, &mut self.kernel);
+        self.wanted = wanted_ports(self.mirror.world(), &wish, |link| {
+            *queues.entry(link.ifindex).or_insert_with(|| kernel.rx_queues(link.ifindex).unwrap_or(1))
+        });
+        let links = &self.mirror.world().links;
+        self.queues.retain(|ifindex, _| links.contains_key(ifindex));
+    }
+
+    /// Opens and closes ports. Returns whether any changed.
+    fn reconcile(&mut self) -> bool {
+        let candidates: Vec<Candidate> = self
+            .wanted
+            .ports
+            .iter()
+            .map(|port| Candidate {
+                ifindex: port.ifindex,
+                name: port.name.clone(),
+                kind: port.kind,
+                queues: port.queues,
+            })
+            .collect();
+        let Some(engine) = &mut self.engine else { return false };
+        self.ports.reconcile(&candidates, engine, &mut self.steering)
+    }
+
+    /// Compiles what changed and publishes it to the workers and to the program.
+    fn publish(&mut self, changes: Changes) -> Result<(), RunError> {
+        let input = self.input();
+        let compiled = self.compiler.compile(self.mirror.world(), &input, changes);
+        self.notes = compiled.notes;
+        if !compiled.changed {
+            return Ok(());
+        }
+        // The workers first: what the program steers by older maps they judge by newer tables, and a frame that they do
+        // not forward any more goes to the kernel.
+        self.publisher.publish(compiled.tables);
+        match self.steering.sync(&self.publisher.current()) {
+            Ok(_) => Ok(()),
+            Err(BpfError::Full { .. }) => {
+                self.notes.push("the BPF maps are full; what does not fit passes to the kernel".to_owned());
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn input(&self) -> Input {
+        let multi_buffer = self.engine.as_ref().is_some_and(|engine| engine.mode().multi_buffer);
+        let single = (limits::CHUNK_SIZE - limits::RX_HEADROOM) as u32;
+        let max_frame = if multi_buffer { limits::MAX_FRAME as u32 } else { single };
+        let assignment =
+            |port: &crate::ports::OpenPort| PortAssignment { id: port.id, kind: port.link.kind, max_frame };
+        let cluster = &self.config.cluster_cidrs;
+        Input {
+            bridge: self.wanted.bridge.unwrap_or(0),
+            ports: self.ports.open().map(|port| (port.link.ifindex, assignment(port))).collect(),
+            cluster: (!cluster.is_empty()).then(|| cluster.clone()),
+            switches: self.switches.clone(),
+        }
+    }
+
+    /// The host port must never be the member with the smallest MTU, which the bridge would follow.
+    fn follow_mtu(&mut self) {
+        let both = [self.host_port.near, self.host_port.member];
+        let world = self.mirror.world();
+        let Some(mtu) = self.wanted.bridge.and_then(|bridge| host_port_mtu(world, bridge, &both)) else { return };
+        for ifindex in both {
+            let current = self.mirror.world().links.get(&ifindex).map(|link| link.mtu);
+            if current.is_some_and(|current| current != mtu)
+                && let Err(error) = self.kernel.set_mtu(ifindex, mtu)
+            {
+                tracing::warn!(%error, "following the MTU of the bridge's members");
+            }
+        }
+    }
+
+    /// Tells the kernel's bridge what workers saw, so that it learns as if it had seen the frames itself.
+    fn learn(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        while let Some(report) = engine.learn_report() {
+            let Some(port) = self.ports.get(report.port).filter(|port| port.link.kind == PortKind::Pod) else {
+                continue;
+            };
+            let tables = self.publisher.current();
+            let known = tables.fdb.get(report.mac);
+            let learnt = tables.fdb.iter().filter(|(_, entry)| entry.port == report.port && !entry.is_static).count();
+            let full = known.is_none_or(|entry| entry.port != report.port) && learnt >= limits::MAX_LEARNED_PER_PORT;
+            if known.is_some_and(|entry| entry.is_static) || full || !report.mac.is_station() {
+                continue;
+            }
+            match self.kernel.learn_fdb(port.link.ifindex, report.mac) {
+                Ok(()) => self.learned += 1,
+                // The port may have gone in the meantime.
+                Err(error) => tracing::debug!(%error, mac = %report.mac, "learning"),
+            }
+        }
+    }
+
+    /// What is due once a second.
+    fn upkeep(&mut self) -> Result<(), RunError> {
+        if let Some(worker) = self.engine.as_ref().and_then(Engine::dead_worker) {
+            return Err(RunError::DeadWorker(worker));
+        }
+        if self.queues_counted.elapsed() >= QUEUE_COUNT {
+            self.follow(Changes::LINKS)?;
+        }
+        self.keep_entries_alive();
+        Ok(())
+    }
+
+    /// Frames that Podlane forwards are not seen by the bridge and the neighbour tables, so the kernel would forget the
+    /// entries in use: tells it of the use. Entries that nobody uses age as ever.
+    fn keep_entries_alive(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        let now_s = (clock::coarse_ns() / 1_000_000_000) as u32;
+        for (index, mac, ifindex, is_static) in self.compiler.fdb_entries() {
+            let used_s = engine.last_used_s(index);
+            let refreshed_s = self.refreshed_s.get(&index).copied().unwrap_or(0);
+            if is_static || used_s <= refreshed_s || now_s < refreshed_s + FDB_REFRESH_S {
+                continue;
+            }
+            self.refreshed_s.insert(index, now_s);
+            if let Err(error) = self.kernel.learn_fdb(ifindex, mac) {
+                tracing::debug!(%error, %mac, "refreshing an FDB entry");
+            }
+        }
+        for (index, key) in self.compiler.neighbours() {
+            let recently = now_s.saturating_sub(engine.last_used_s(index)) <= 2;
+            let stale = self
+                .mirror
+                .world()
+                .neighbours
+                .get(&key)
+                .is_some_and(|neighbour| neighbour.state.is_stale() && !neighbour.state.is_configured());
+            if !(recently && stale) {
+                continue;
+            }
+            if let Err(error) = self.kernel.use_neighbour(key.ifindex, key.address) {
+                tracing::debug!(%error, address = %key.address, "keeping a neighbour resolved");
+            }
+        }
+    }
+
+    fn answer(&mut self) {
+        let Some(mut control) = self.control.take() else { return };
+        control.serve(|request| report::answer(self, request));
+        self.control = Some(control);
+    }
+
+    /// The current snapshot.
+    pub(crate) fn tables(&self) -> Arc<Tables> {
+        self.publisher.current()
+    }
+
+    /// Takes everything back: programs off, ports out of the tables, workers stopped, host port gone.
+    fn shut_down(&mut self) {
+        self.ports.detach_all(&mut self.steering);
+        self.publisher.publish(Tables::default());
+        if let Some(engine) = self.engine.take() {
+            engine.stop();
+        }
+        if let Err(error) = self.kernel.delete_host_port(host_port_names(), self.config.instance.as_str()) {
+            tracing::warn!(%error, "removing the host port");
+        }
+        self.control = None;
+        tracing::info!("podlane has stopped; the node's traffic passes to the kernel");
+    }
+}

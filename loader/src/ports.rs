@@ -1,0 +1,270 @@
+//! Ports over their life: from a link that should be one, through sockets and program, to the last frame given back.
+//!
+//! Opening is: sockets on every queue, the program on the interface, the sockets into its map; frames are steered as soon
+//! as tables with the port are published. Closing is in two halves with a publication in between: first the program comes
+//! off and the port leaves the tables, then, when no worker can send to it any more, its sockets are closed and their
+//! frames return. A port number is handed out again only after that.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use podlane_dataplane::table::PortKind;
+use podlane_dataplane::{PortId, limits};
+
+use crate::bpf::{AttachError, Steering, XdpMode};
+use crate::engine::{Engine, EngineError, OpenQueue};
+
+/// How long a port that could not be opened waits before the next attempt; doubled each time up to [`RETRY_MOST`].
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// The longest wait.
+const RETRY_MOST: Duration = Duration::from_secs(10);
+
+/// A link that should be a port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// The interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+    /// What hangs on it.
+    pub kind: PortKind,
+    /// Receive queues in use.
+    pub queues: u32,
+}
+
+/// An open port.
+#[derive(Debug)]
+pub struct OpenPort {
+    /// Its number.
+    pub id: PortId,
+    /// The link.
+    pub link: Candidate,
+    /// Its sockets.
+    pub queues: Vec<OpenQueue>,
+    /// How the program is attached; `None` for the host port, which has none.
+    pub xdp_mode: Option<XdpMode>,
+}
+
+/// A link that should be a port and is left to the kernel.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// The link's name.
+    pub name: String,
+    /// Why, as a sentence with its cure.
+    pub why: String,
+    attempts: u32,
+    retry_at: Instant,
+}
+
+/// Why a port could not be opened.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Maps(#[from] crate::bpf::BpfError),
+    #[error(
+        "{name} has {queues} receive queues; at most {max} are supported: reduce them with `ethtool -L {name}`",
+        max = limits::MAX_QUEUES
+    )]
+    Queues { name: String, queues: u32 },
+    #[error("{name}: all {max} ports are in use; it stays with the kernel", max = limits::MAX_PORTS)]
+    Full { name: String },
+}
+
+/// All ports.
+#[derive(Debug)]
+pub struct Ports {
+    mode: XdpMode,
+    open: BTreeMap<u32, OpenPort>,
+    closing: Vec<OpenPort>,
+    refused: BTreeMap<u32, Refusal>,
+    taken: Vec<bool>,
+}
+
+impl Ports {
+    /// With the host port, which the engine has opened already, as number 0.
+    pub fn new(mode: XdpMode, host: Candidate) -> Self {
+        let mut taken = vec![false; limits::MAX_PORTS];
+        taken[0] = true;
+        let port = OpenPort { id: Self::HOST, queues: Vec::new(), xdp_mode: None, link: host };
+        Ports {
+            mode,
+            open: BTreeMap::from([(port.link.ifindex, port)]),
+            closing: Vec::new(),
+            refused: BTreeMap::new(),
+            taken,
+        }
+    }
+
+    /// The host port's number.
+    pub const HOST: PortId = PortId(0);
+
+    /// Open ports, by interface.
+    pub fn open(&self) -> impl Iterator<Item = &OpenPort> {
+        self.open.values()
+    }
+
+    /// The open port with this number.
+    pub fn get(&self, id: PortId) -> Option<&OpenPort> {
+        self.open.values().find(|port| port.id == id)
+    }
+
+    /// Links that are left to the kernel although they should be ports.
+    pub fn refused(&self) -> impl Iterator<Item = &Refusal> {
+        self.refused.values()
+    }
+
+    /// When the next refused link should be tried again.
+    pub fn next_retry(&self) -> Option<Instant> {
+        self.refused.values().map(|refusal| refusal.retry_at).min()
+    }
+
+    /// Brings the ports in step with the links that should be ports: opens new ones and takes gone ones out of the
+    /// program's reach. Returns whether anything changed; if so publish tables, then call [`Ports::finish_closing`].
+    pub fn reconcile(&mut self, wanted: &[Candidate], engine: &mut Engine, steering: &mut Steering) -> bool {
+        let wanted: BTreeMap<u32, &Candidate> = wanted.iter().map(|link| (link.ifindex, link)).collect();
+        let mut changed = self.rename(&wanted);
+        let gone: Vec<u32> = self
+            .open
+            .values()
+            .filter(|port| port.link.kind != PortKind::Host && wanted.get(&port.link.ifindex) != Some(&&port.link))
+            .map(|port| port.link.ifindex)
+            .collect();
+        for ifindex in gone {
+            self.begin_closing(ifindex, steering);
+            changed = true;
+        }
+        self.refused.retain(|ifindex, _| wanted.contains_key(ifindex));
+        for (ifindex, link) in wanted {
+            let due = self.refused.get(&ifindex).is_none_or(|refusal| refusal.retry_at <= Instant::now());
+            // One that is closing under the same index (its queues changed) is opened again in the next round.
+            let closing = self.closing.iter().any(|port| port.link.ifindex == ifindex);
+            if !self.open.contains_key(&ifindex) && due && !closing {
+                changed |= self.try_open(link, engine, steering);
+            }
+        }
+        changed
+    }
+
+    /// A renamed interface stays the same port.
+    fn rename(&mut self, wanted: &BTreeMap<u32, &Candidate>) -> bool {
+        let mut changed = false;
+        for (ifindex, port) in &mut self.open {
+            if let Some(link) = wanted.get(ifindex).filter(|link| link.name != port.link.name) {
+                tracing::info!(port = %port.id, from = port.link.name, to = link.name, "a port was renamed");
+                port.link.name.clone_from(&link.name);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn try_open(&mut self, link: &Candidate, engine: &mut Engine, steering: &mut Steering) -> bool {
+        match self.open_one(link, engine, steering) {
+            Ok(port) => {
+                tracing::info!(port = %port.id, interface = link.name, queues = link.queues, "port opened");
+                self.refused.remove(&link.ifindex);
+                self.open.insert(link.ifindex, port);
+                true
+            }
+            // It went away while we were at it; the mirror will say so.
+            Err(OpenError::Attach(AttachError::Gone { .. })) => false,
+            Err(error) => {
+                self.refuse(link, error.to_string());
+                false
+            }
+        }
+    }
+
+    fn open_one(
+        &mut self,
+        link: &Candidate,
+        engine: &mut Engine,
+        steering: &mut Steering,
+    ) -> Result<OpenPort, OpenError> {
+        if link.queues as usize > limits::MAX_QUEUES {
+            return Err(OpenError::Queues { name: link.name.clone(), queues: link.queues });
+        }
+        let free = self.taken.iter().position(|taken| !taken);
+        let id = PortId(free.ok_or_else(|| OpenError::Full { name: link.name.clone() })? as u16);
+        // The program first: where it cannot be attached, no socket is made at all. It passes every frame until the port
+        // is in the tables.
+        let mode = steering.attach(link.ifindex, &link.name, self.mode)?;
+        let opened = Self::open_sockets(id, link, engine, steering);
+        if opened.is_err() {
+            steering.detach(link.ifindex);
+        }
+        let queues = opened?;
+        self.taken[id.index()] = true;
+        Ok(OpenPort { id, link: link.clone(), queues, xdp_mode: Some(mode) })
+    }
+
+    fn open_sockets(
+        id: PortId,
+        link: &Candidate,
+        engine: &mut Engine,
+        steering: &mut Steering,
+    ) -> Result<Vec<OpenQueue>, OpenError> {
+        use std::os::fd::AsFd;
+        steering.reset_counters(id)?;
+        let queues = engine.open_port(id, link.ifindex, link.queues)?;
+        for queue in &queues {
+            if let Err(error) = steering.set_socket(id, queue.queue, queue.handle.as_fd(), queue.worker) {
+                for queue in &queues {
+                    // Closing the socket takes its entry away as well.
+                    let _ = steering.clear_socket(id, queue.queue);
+                }
+                engine.close_port(id, queues)?;
+                return Err(error.into());
+            }
+        }
+        Ok(queues)
+    }
+
+    fn refuse(&mut self, link: &Candidate, why: String) {
+        let attempts = self.refused.get(&link.ifindex).map_or(0, |refusal| refusal.attempts) + 1;
+        let known = self.refused.get(&link.ifindex).is_some_and(|refusal| refusal.why == why);
+        if !known {
+            tracing::warn!(interface = link.name, "left to the kernel: {why}");
+        }
+        let wait = RETRY_FIRST.saturating_mul(1 << attempts.min(8)).min(RETRY_MOST);
+        let refusal = Refusal { name: link.name.clone(), why, attempts, retry_at: Instant::now() + wait };
+        self.refused.insert(link.ifindex, refusal);
+    }
+
+    fn begin_closing(&mut self, ifindex: u32, steering: &mut Steering) {
+        let Some(port) = self.open.remove(&ifindex) else { return };
+        steering.detach(ifindex);
+        for queue in &port.queues {
+            if let Err(error) = steering.clear_socket(port.id, queue.queue) {
+                // Without program nothing is steered there any more; the entry goes with the socket.
+                tracing::debug!(%error, port = %port.id, "clearing a socket");
+            }
+        }
+        self.closing.push(port);
+    }
+
+    /// The second half of closing, after tables without the closing ports were published.
+    pub fn finish_closing(&mut self, engine: &mut Engine) {
+        for port in std::mem::take(&mut self.closing) {
+            match engine.close_port(port.id, port.queues) {
+                Ok(()) => {
+                    self.taken[port.id.index()] = false;
+                    tracing::info!(port = %port.id, interface = port.link.name, "port closed");
+                }
+                // Its number stays taken: a stuck worker may still hold its frames.
+                Err(error) => tracing::error!(%error, interface = port.link.name, "closing a port"),
+            }
+        }
+    }
+
+    /// Takes the program off every port.
+    pub fn detach_all(&mut self, steering: &mut Steering) {
+        let all: Vec<u32> =
+            self.open.values().filter(|port| port.xdp_mode.is_some()).map(|port| port.link.ifindex).collect();
+        all.into_iter().for_each(|ifindex| self.begin_closing(ifindex, steering));
+    }
+}

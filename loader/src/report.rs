@@ -1,0 +1,248 @@
+//! Answers to the control socket's questions, read from the live daemon.
+
+use podlane_dataplane::limits;
+use podlane_dataplane::table::{PortKind, Tables};
+use podlane_dataplane::worker::{Counter, FrameCount};
+
+use crate::bpf::XdpMode;
+use crate::control::{Request, Response};
+use crate::daemon::Daemon;
+use crate::engine::Engine;
+use crate::mirror::world::PortState;
+use crate::ports::OpenPort;
+use crate::status::{
+    Breakdown, ClusterSource, CopyMode, LearningStatus, MirrorStatus, PortStatus, PortXdpMode, Refused, RoutingStatus,
+    SCHEMA, SocketDrops, Status, TablesStatus, UmemStatus, WorkerStatus,
+};
+
+/// Frames move while they are counted worker by worker; so many counts are tried before one that does not add up is told.
+const AUDITS: usize = 5;
+
+/// Answers one request.
+pub fn answer(daemon: &Daemon, request: Request) -> Response {
+    match request {
+        Request::Ping => Response::Pong { pid: std::process::id() },
+        Request::Status => Response::Status(Box::new(status(daemon))),
+    }
+}
+
+fn status(daemon: &Daemon) -> Status {
+    let config = &daemon.config;
+    let tables = daemon.tables();
+    let engine = daemon.engine.as_ref();
+    let mut notes = config.notes.clone();
+    notes.extend(daemon.notes.iter().cloned());
+    let mut status = Status {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        instance: config.instance.to_string(),
+        pid: std::process::id(),
+        uptime_s: daemon.started.elapsed().as_secs_f64(),
+        path: "af_xdp".to_owned(),
+        bridge: config.bridge.to_string(),
+        bridge_state: bridge_state(daemon, &tables),
+        uplinks: config.uplinks.iter().map(ToString::to_string).collect(),
+        cluster_cidrs: cluster(&tables),
+        cluster_source: if config.cluster_cidrs.is_empty() {
+            ClusterSource::PodSubnets
+        } else {
+            ClusterSource::Configured
+        },
+        routing: RoutingStatus::new(&tables.routing),
+        notes,
+        workers: engine.map(workers).unwrap_or_default(),
+        ports: engine.map(|engine| ports(daemon, engine, &tables)).unwrap_or_default(),
+        refused: refused(daemon),
+        tables: table_sizes(&tables),
+        umem: engine.map(umem).unwrap_or_default(),
+        mirror: mirror(daemon),
+        learning: engine.map(|engine| learning(daemon, engine)).unwrap_or_default(),
+        accounts_balance: false,
+    };
+    status.accounts_balance = status.balances();
+    status
+}
+
+fn bridge_state(daemon: &Daemon, tables: &Tables) -> String {
+    let problem = &daemon.wanted.bridge_problem;
+    match tables.routing.bridge_off {
+        _ if !problem.is_empty() => problem.clone(),
+        Some(reason) => reason.sentence().to_owned(),
+        None => "ok".to_owned(),
+    }
+}
+
+fn cluster(tables: &Tables) -> Vec<String> {
+    let ipv4 = tables.cluster.ipv4().map(|(address, length)| format!("{address}/{length}"));
+    let ipv6 = tables.cluster.ipv6().map(|(address, length)| format!("{address}/{length}"));
+    ipv4.chain(ipv6).collect()
+}
+
+fn workers(engine: &Engine) -> Vec<WorkerStatus> {
+    (0..engine.workers())
+        .map(|id| {
+            let (cpu, counters, age_ns) = engine.worker(id);
+            let total = |of: &dyn Fn(&podlane_dataplane::worker::PortCounters) -> u64| -> u64 {
+                (0..limits::MAX_PORTS).map(|port| of(counters.port(podlane_dataplane::PortId(port as u16)))).sum()
+            };
+            let sum = |counters: &[Counter]| counters.iter().map(Counter::get).sum::<u64>();
+            WorkerStatus {
+                id: id as u32,
+                cpu: cpu as u32,
+                heartbeat_age_ms: age_ns as f64 / 1e6,
+                rx: total(&|port| port.rx.get()),
+                forwarded: total(&|port| port.forwarded.get()),
+                kernel: total(&|port| sum(&port.kernel)),
+                dropped: total(&|port| sum(&port.dropped)),
+                batches: counters.batches.get(),
+                sleeps: counters.sleeps.get(),
+                wakeups: counters.wakeups.get(),
+                tx_syscalls: counters.tx_syscalls.get(),
+                handoff_out: counters.handoff_out.get(),
+                handoff_in: counters.handoff_in.get(),
+                ports: engine.queues_of(id) as u32,
+            }
+        })
+        .collect()
+}
+
+fn ports(daemon: &Daemon, engine: &Engine, tables: &Tables) -> Vec<PortStatus> {
+    let mut ports: Vec<PortStatus> =
+        daemon.ports.open().map(|port| port_status(daemon, engine, tables, port)).collect();
+    ports.sort_by_key(|port| port.id);
+    ports
+}
+
+fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPort) -> PortStatus {
+    let entry = tables.ports.get(port.id);
+    let program = daemon.steering.counters(port.id).unwrap_or_default();
+    let workers: Vec<_> = (0..engine.workers()).map(|id| engine.worker(id).1.port(port.id)).collect();
+    let total = |of: &dyn Fn(&podlane_dataplane::worker::PortCounters) -> u64| -> u64 {
+        workers.iter().map(|counters| of(counters)).sum()
+    };
+    let each = |count: usize, of: &dyn Fn(&podlane_dataplane::worker::PortCounters, usize) -> u64| -> Vec<u64> {
+        (0..count).map(|index| total(&|counters| of(counters, index))).collect()
+    };
+    let mut drops = SocketDrops::default();
+    for queue in &port.queues {
+        let statistics = queue.handle.statistics();
+        drops.rx_ring_full += statistics.rx_ring_full;
+        drops.fill_ring_empty += statistics.rx_dropped;
+    }
+    let mode = engine.mode();
+    let (state, why) = state(daemon, port, entry.is_some_and(|entry| entry.forwarding));
+    PortStatus {
+        id: u32::from(port.id.0),
+        name: port.link.name.clone(),
+        ifindex: port.link.ifindex,
+        kind: port.link.kind.into(),
+        queues: port.link.queues,
+        xdp_mode: match port.xdp_mode {
+            Some(XdpMode::Native) => PortXdpMode::Native,
+            Some(XdpMode::Generic) => PortXdpMode::Generic,
+            None => PortXdpMode::None,
+        },
+        copy_mode: if mode.zero_copy { CopyMode::ZeroCopy } else { CopyMode::Copy },
+        multi_buffer: mode.multi_buffer,
+        checksum_metadata: mode.checksum_metadata,
+        state,
+        mtu: entry.map_or(0, |entry| entry.mtu),
+        why,
+        rx_packets: program.rx_packets,
+        rx_bytes: program.rx_bytes,
+        steered: program.steered,
+        passed: Breakdown::passes(&program.passed),
+        socket_drops: drops,
+        worker_rx: total(&|counters| counters.rx.get()),
+        forwarded: total(&|counters| counters.forwarded.get()),
+        forwarded_bytes: total(&|counters| counters.forwarded_bytes.get()),
+        kernel: Breakdown::passes(&each(program.passed.len(), &|counters, reason| counters.kernel[reason].get())),
+        dropped: Breakdown::drops(&each(DROPS, &|counters, reason| counters.dropped[reason].get())),
+        tx_packets: total(&|counters| counters.tx.get()),
+        tx_bytes: total(&|counters| counters.tx_bytes.get()),
+        tx_dropped: Breakdown::drops(&each(DROPS, &|counters, reason| counters.tx_dropped[reason].get())),
+    }
+}
+
+const DROPS: usize = podlane_dataplane::forward::DropReason::COUNT;
+
+/// One word for the port's state, and a sentence when it is not forwarding.
+fn state(daemon: &Daemon, port: &OpenPort, forwarding: bool) -> (String, Option<String>) {
+    let name = &port.link.name;
+    if forwarding {
+        return ("forwarding".to_owned(), None);
+    }
+    let Some(link) = daemon.mirror.world().links.get(&port.link.ifindex) else {
+        return ("gone".to_owned(), Some(format!("{name} was removed")));
+    };
+    let blocked = link.bridge_port.as_ref().is_some_and(|port| port.state != PortState::Forwarding);
+    let (word, why) = match () {
+        () if !link.up => ("down", format!("{name} is down; `ip link set {name} up` brings it up")),
+        () if !link.carrier => ("no_carrier", format!("{name} has no carrier: its other end is down")),
+        () if port.link.kind == PortKind::Pod && blocked => {
+            ("blocked", format!("{name} is not forwarding on the bridge (spanning tree)"))
+        }
+        () => ("kernel", format!("{name} is left to the kernel; see the notes")),
+    };
+    (word.to_owned(), Some(why))
+}
+
+fn refused(daemon: &Daemon) -> Vec<Refused> {
+    let never = daemon.wanted.refused.iter().map(|refusal| (&refusal.name, &refusal.why));
+    let not_now = daemon.ports.refused().map(|refusal| (&refusal.name, &refusal.why));
+    never.chain(not_now).map(|(name, why)| Refused { name: name.clone(), why: why.clone() }).collect()
+}
+
+fn table_sizes(tables: &Tables) -> TablesStatus {
+    TablesStatus {
+        generation: tables.generation,
+        ports: tables.ports.len() as u64,
+        fdb: tables.fdb.len() as u64,
+        fdb_limit: limits::MAX_FDB as u64,
+        neighbours: tables.adjacencies.len() as u64,
+        neighbour_limit: limits::MAX_NEIGHBOURS as u64,
+        routes_ipv4: tables.fib4.len() as u64,
+        routes_ipv6: tables.fib6.len() as u64,
+        route_limit: limits::MAX_ROUTES as u64,
+        next_hops: tables.next_hops.len() as u64,
+        fib_bytes: (tables.fib4.bytes() + tables.fib6.bytes()) as u64,
+    }
+}
+
+fn umem(engine: &Engine) -> UmemStatus {
+    let frames = u64::from(engine.frames());
+    let mut count = FrameCount::default();
+    for _ in 0..AUDITS {
+        count = engine.audit().unwrap_or_default();
+        if count.sum() == frames {
+            break;
+        }
+    }
+    UmemStatus {
+        frames,
+        chunk_bytes: limits::CHUNK_SIZE as u64,
+        free: count.free,
+        fill: count.fill,
+        rx: count.rx,
+        worker: count.worker,
+        handoff: count.handoff,
+        tx: count.tx,
+        sum_ok: count.sum() == frames,
+    }
+}
+
+fn mirror(daemon: &Daemon) -> MirrorStatus {
+    let counters = daemon.mirror.counters();
+    MirrorStatus { messages: counters.messages, redumps: counters.redumps, overruns: counters.overruns }
+}
+
+fn learning(daemon: &Daemon, engine: &Engine) -> LearningStatus {
+    let each = |of: &dyn Fn(&podlane_dataplane::worker::WorkerCounters) -> u64| -> u64 {
+        (0..engine.workers()).map(|id| of(engine.worker(id).1)).sum()
+    };
+    LearningStatus {
+        reports: each(&|counters| counters.learn_reports.get()),
+        accepted: daemon.learned,
+        limited: each(&|counters| counters.learn_limited.get()),
+    }
+}
