@@ -20,6 +20,6 @@
 /* Configured cluster CIDRs of one family. */
 #define MAX_CLUSTER_CIDRS 16
 /* A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds. */
-#define HEARTBEAT_STALE_MS 80
+#define HEARTBEAT_STALE_MS 90
 
 #endif

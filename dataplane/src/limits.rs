@@ -38,6 +38,6 @@ pub const BATCH: usize = 64;
 /// Descriptors of one hand-off ring between two workers.
 pub const HANDOFF_RING: usize = 1024;
 /// A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds.
-pub const HEARTBEAT_STALE_MS: u64 = 80;
+pub const HEARTBEAT_STALE_MS: u64 = 90;
 /// A sleeping worker wakes at least this often to write its heartbeat, milliseconds.
-pub const HEARTBEAT_PERIOD_MS: u64 = 30;
+pub const HEARTBEAT_PERIOD_MS: u64 = 20;

@@ -21,6 +21,7 @@ use std::os::fd::BorrowedFd;
 pub mod clock;
 mod heartbeat;
 mod memory;
+mod priority;
 mod ring;
 mod socket;
 mod sys;
@@ -29,6 +30,7 @@ mod wait;
 
 pub use heartbeat::{Heartbeat, Heartbeats};
 pub use memory::MemoryQueue;
+pub use priority::raise_priority;
 pub use socket::{BindError, BindOptions, Socket, SocketHandle, SocketStatistics, XskMode};
 pub use umem::{ClosedSocket, Frame, FrameMemory, Umem, UmemError};
 pub use wait::{Slept, Waiter, Waker};

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{Command, Worker};
-use crate::afxdp::{Heartbeat, QueueIo, Slept, Waiter, clock};
+use crate::afxdp::{Heartbeat, QueueIo, Slept, Waiter, clock, raise_priority};
 use crate::limits;
 use crate::table::Reader;
 
@@ -30,6 +30,7 @@ pub fn run<Q: QueueIo>(
         // worker is better than none.
         core_affinity::set_for_current(core_affinity::CoreId { id });
     }
+    raise_priority();
     let spin_ns = u64::from(idle.spin_us) * 1000;
     let mut idle_since_ns = None;
     loop {
