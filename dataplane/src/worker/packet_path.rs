@@ -63,8 +63,11 @@ impl<Q: QueueIo> Worker<Q> {
             return;
         }
         let Some(partial) = rewrite::partial_checksum(self.memory.bytes(&self.packet[0]), headers) else { return };
-        let requested =
-            self.umem.metadata() && self.memory.request_checksum(&mut self.packet[0], partial.start, partial.offset);
+        // Whoever is asked sums to the end of the frame, so Ethernet padding would be counted in.
+        let padded = headers.frame_bytes > headers.l3_bytes + packet::ETHERNET_BYTES as u32;
+        let requested = self.umem.metadata()
+            && !padded
+            && self.memory.request_checksum(&mut self.packet[0], partial.start, partial.offset);
         if !requested {
             self.complete_checksum(partial, headers);
         }
