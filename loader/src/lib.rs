@@ -1,4 +1,9 @@
-//! The loader.
+//! The loader: everything around the engine that talks to the outside.
+//!
+//! [`cli`] and [`config`] say what is wanted, [`check`] whether this node can. [`mirror`] follows the kernel's network
+//! state, [`compile`] makes the engine's tables of it, [`kernel`] writes back the little that the kernel must know.
+//! [`bpf`] loads the XDP program and keeps its maps equal to the tables, [`engine`] runs the workers, [`ports`] opens and
+//! closes sockets, [`daemon`] is the one loop that ties them together, and [`control`] and [`status`] answer questions.
 
 pub mod bpf;
 pub mod check;
