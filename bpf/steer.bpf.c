@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The XDP program of a port in native mode. It needs nothing that Linux 6.1 lacks.
+ * The XDP program of a port in native mode whose driver hides nothing. It needs nothing that Linux 6.1 lacks.
  */
 #include "steer.h"
 
 SEC("xdp.frags")
 int podlane_steer(struct xdp_md *ctx)
 {
-	return steer_frame(ctx, 0);
+	return steer_frame(ctx, ADMIT);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -84,8 +84,11 @@ static __always_inline int to_socket(struct xdp_md *ctx, __u32 port, struct coun
 	return XDP_REDIRECT;
 }
 
-/* The program. is_super_frame: the frame is a segmentation super-frame, whose segment size a socket would lose. */
-static __always_inline int steer_frame(struct xdp_md *ctx, int is_super_frame)
+/*
+ * The program. hidden: ADMIT, or why the frame is the kernel's for something that does not stand in the frame itself and
+ * that a socket would lose.
+ */
+static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden)
 {
 	__u32 ifindex = ctx->ingress_ifindex;
 	const __u32 *id = bpf_map_lookup_elem(&interfaces, &ifindex);
@@ -101,8 +104,8 @@ static __always_inline int steer_frame(struct xdp_md *ctx, int is_super_frame)
 	packet.frame_bytes = bpf_xdp_get_buff_len(ctx);
 	count->rx_packets++;
 	count->rx_bytes += packet.frame_bytes;
-	if (is_super_frame)
-		return pass(count, PASS_SUPER_FRAME);
+	if (hidden != ADMIT)
+		return pass(count, hidden);
 	packet.head_bytes = load_head(ctx, packet.frame_bytes, &head);
 	reason = parse(&head, &packet);
 	if (reason != ADMIT)

@@ -6,7 +6,7 @@
  * UDP datagrams in one (UDP_SEGMENT). An AF_XDP socket would lose the segment size. Nothing in the frame tells, but the
  * socket buffer does: its skb_shared_info lies behind the xdp_buff where generic XDP puts the end of the frame
  * (net/core/dev.c, bpf_prog_run_generic_xdp: data_hard_start is skb->head, and frame_sz ends behind the shared info).
- * Needs the kfuncs of Linux 6.2, which is why it is a program of its own.
+ * Needs the kfuncs of Linux 6.2, which is why it is a program of its own. The socket buffer's VLAN tag is out of reach.
  */
 #include "steer.h"
 
@@ -47,7 +47,7 @@ static __always_inline int is_super_frame(struct xdp_md *ctx)
 SEC("xdp.frags")
 int podlane_steer_generic(struct xdp_md *ctx)
 {
-	return steer_frame(ctx, is_super_frame(ctx));
+	return steer_frame(ctx, is_super_frame(ctx) ? PASS_SUPER_FRAME : ADMIT);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

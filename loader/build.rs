@@ -10,7 +10,7 @@ use std::{env, fs};
 use libbpf_cargo::SkeletonBuilder;
 
 /// Programs in `bpf/`, without `.bpf.c`.
-const PROGRAMS: [&str; 2] = ["steer", "steer_generic"];
+const PROGRAMS: [&str; 3] = ["steer", "steer_veth", "steer_generic"];
 
 fn main() -> ExitCode {
     match build() {

@@ -10,6 +10,8 @@ use nix::libc;
 
 use super::error::AttachError;
 use super::{Steering, load, sys};
+use crate::kernel::Kernel;
+use crate::mirror::world::LinkKind;
 
 /// Where in the receive path a program runs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,7 +34,7 @@ impl Steering {
             return Ok(*mode);
         }
         let program = match mode {
-            XdpMode::Native => self.native.as_fd(),
+            XdpMode::Native => self.native_program(ifindex, name)?,
             XdpMode::Generic => self.generic_program(name)?.as_fd(),
         };
         let created = sys::create_link(program, ifindex, mode);
@@ -52,6 +54,19 @@ impl Steering {
         self.links.iter().map(|(ifindex, (mode, _))| (*ifindex, *mode))
     }
 
+    /// Whether frames whose VLAN tag travels beside them, as a veth's do by default, are recognised and left to the kernel:
+    /// on veths in native mode from Linux 6.3 on. Elsewhere such frames look untagged, and nobody may send them.
+    pub fn sees_veth_tags(&self) -> bool {
+        self.veth.is_some()
+    }
+
+    fn native_program(&self, ifindex: u32, name: &str) -> Result<BorrowedFd<'_>, AttachError> {
+        match &self.veth {
+            Some(veth) if is_veth(ifindex, name)? => Ok(veth.as_fd()),
+            _ => Ok(self.native.as_fd()),
+        }
+    }
+
     fn generic_program(&mut self, name: &str) -> Result<&OwnedFd, AttachError> {
         let program: OwnedFd = match self.generic.take() {
             Some(program) => program,
@@ -62,12 +77,30 @@ impl Steering {
     }
 }
 
+/// Whether an interface is a veth. The program for veths must run on no other: it looks behind the driver's structure.
+fn is_veth(ifindex: u32, name: &str) -> Result<bool, AttachError> {
+    let failed = |error| AttachError::Other { name: name.to_owned(), source: io::Error::other(error) };
+    // It may have been renamed since the caller looked.
+    let current = current_name(ifindex).ok_or_else(|| AttachError::Gone { name: name.to_owned() })?;
+    let link = Kernel::open().and_then(|mut kernel| kernel.link(&current)).map_err(failed)?;
+    match link {
+        Some(link) if link.ifindex == ifindex => Ok(link.kind == LinkKind::Veth),
+        _ => Err(AttachError::Gone { name: name.to_owned() }),
+    }
+}
+
+/// The name of an interface of the calling thread's namespace; `None` if there is none with this index.
+fn current_name(ifindex: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()?;
+    // nix 0.31 reports an unknown index as an empty name.
+    (!name.is_empty()).then_some(name)
+}
+
 /// Turns the kernel's number into a sentence (`net/core/dev.c` `dev_xdp_attach`, `drivers/net/veth.c` `veth_xdp_set`).
 fn explain(error: io::Error, ifindex: u32, name: &str, mode: XdpMode, program: BorrowedFd<'_>) -> AttachError {
     let name = name.to_owned();
     // Attaching to an interface that is not there gives EINVAL, like much else.
-    // (nix 0.31 reports an unknown index as an empty name.)
-    if !nix::net::if_::if_indextoname(ifindex).is_ok_and(|found| !found.is_empty()) {
+    if current_name(ifindex).is_none() {
         return AttachError::Gone { name };
     }
     match error.raw_os_error() {

@@ -28,6 +28,8 @@ pub use sys::TestRun;
 #[derive(Debug)]
 pub struct Steering {
     native: OwnedFd,
+    /// For native mode on a veth; `None` where the kernel is too old for it and the plain one must do.
+    veth: Option<OwnedFd>,
     /// Loaded when the first port asks for generic mode; an older kernel refuses it.
     generic: Option<OwnedFd>,
     mirrored: sync::Mirrored,
@@ -37,14 +39,15 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Loads the program for native mode. It steers nothing until it is attached, has tables, sockets and heartbeats.
+    /// Loads the programs for native mode. They steer nothing until they are attached and have tables, sockets and heartbeats.
     ///
     /// # Errors
     /// [`BpfError::Permission`] and [`BpfError::Load`].
     pub fn load() -> Result<Self, BpfError> {
         let (native, mirrored, plain) = load::native()?;
         let mirrored = sync::Mirrored::new(mirrored)?;
-        Ok(Steering { native, generic: None, mirrored, plain, links: HashMap::new() })
+        let veth = load::veth(&mirrored, &plain);
+        Ok(Steering { native, veth, generic: None, mirrored, plain, links: HashMap::new() })
     }
 
     /// Writes what differs from the last call into the maps. Unchanged parts of a snapshot (the same `Arc`) cost nothing.

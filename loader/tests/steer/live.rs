@@ -208,3 +208,22 @@ fn generic_passes_tcp_super_frames() {
         }
     });
 }
+
+#[test]
+fn a_vlan_tag_beside_the_frame_is_seen() {
+    net::test("a_vlan_tag_beside_the_frame_is_seen", || {
+        let mut node = Node::new(XdpMode::Native);
+        if !node.steering.sees_veth_tags() {
+            net::skipped("a_vlan_tag_beside_the_frame_is_seen", "needs Linux 6.3");
+            return;
+        }
+        node.beat();
+        node.pod.enter(|| net::tag_on_egress("eth0"));
+        let before = node.counters();
+        node.send_plain(Family::V4, 5);
+        let tagged = |counters: &PortCounters| counters.passed[PassReason::Vlan as usize];
+        node.wait_for("tagged frames", tagged, 5, &before);
+        assert!(node.receive(1).is_empty());
+        assert_eq!(node.counters().steered, before.steered);
+    });
+}

@@ -8,12 +8,15 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// Runs a test in a thread with a network namespace of its own, loopback up. Without root it says that it was skipped;
-/// on standard error itself, because the harness hides what a passing test prints.
+/// Says that a test was skipped, and why; on standard error itself, because the harness hides what a passing test prints.
+pub fn skipped(name: &str, why: &str) {
+    std::io::stderr().write_all(format!("SKIPPED {name}: {why}\n").as_bytes()).unwrap();
+}
+
+/// Runs a test in a thread with a network namespace of its own, loopback up, or says that it cannot without root.
 pub fn test(name: &str, body: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
-        let sentence = format!("SKIPPED {name}: loading BPF programs and making network namespaces needs root\n");
-        std::io::stderr().write_all(sentence.as_bytes()).unwrap();
+        skipped(name, "loading BPF programs and making network namespaces needs root");
         return;
     }
     let worker = thread::spawn(|| {
@@ -69,4 +72,24 @@ impl Namespace {
             inside.join().unwrap()
         })
     }
+}
+
+/// Gives every packet that leaves interface `name` the VLAN tag 5 in the way of the kernel's own VLAN interfaces: beside
+/// the frame, for the device to insert. A tc program does it, since a kernel may lack VLAN interfaces.
+pub fn tag_on_egress(name: &str) {
+    const PROGRAM: &str = r#"
+        static long (*skb_vlan_push)(void *skb, unsigned short protocol, unsigned short tag) = (void *)18;
+        __attribute__((section("classifier"), used)) int tag(void *skb)
+        {
+            skb_vlan_push(skb, __builtin_bswap16(0x8100), 5);
+            return 0;
+        }
+        __attribute__((section("license"), used)) char name_of_license[] = "GPL";
+    "#;
+    let directory = tempfile::tempdir().unwrap();
+    let [source, object] = ["tag.c", "tag.o"].map(|file| directory.path().join(file).display().to_string());
+    std::fs::write(&source, PROGRAM).unwrap();
+    run("clang", &format!("-O2 -g -target bpf -c {source} -o {object}"));
+    run("tc", &format!("qdisc add dev {name} clsact"));
+    run("tc", &format!("filter add dev {name} egress bpf direct-action object-file {object} section classifier"));
 }

