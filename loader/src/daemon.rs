@@ -33,6 +33,8 @@ const UPKEEP: Duration = Duration::from_secs(1);
 /// A used FDB entry is refreshed in the kernel when its last refresh is this old. The kernel forgets after its ageing time,
 /// 300 s unless configured; a tenth of the shortest sensible one is often enough.
 const FDB_REFRESH_S: u32 = 3;
+/// How long stopping waits for the workers to send what they hold; a device that is down never takes it.
+const DRAIN: Duration = Duration::from_millis(50);
 /// How often an interface's queues are counted again; the kernel does not tell of a change.
 const QUEUE_COUNT: Duration = Duration::from_secs(5);
 
@@ -250,9 +252,22 @@ impl Daemon {
             }
         }
         if changes.intersects(Changes::LINKS) {
+            self.follow_bridge();
             self.follow_mtu();
         }
         Ok(())
+    }
+
+    /// A bridge that was made anew does not have the host port as a member.
+    fn follow_bridge(&mut self) {
+        let member = self.host_port.member;
+        let master = self.mirror.world().links.get(&member).map(|link| link.master);
+        if let (Some(bridge), Some(master)) = (self.wanted.bridge, master)
+            && master != Some(bridge)
+            && let Err(error) = self.kernel.join_bridge(member, host_port_names().member, bridge)
+        {
+            tracing::warn!(%error, "joining the bridge");
+        }
     }
 
     fn read_switches(&mut self) {
@@ -426,9 +441,23 @@ impl Daemon {
         self.publisher.current()
     }
 
+    /// With the programs off nothing is received any more: lets the workers send what they already have.
+    fn drain(&self) {
+        let Some(engine) = &self.engine else { return };
+        let deadline = Instant::now() + DRAIN;
+        while Instant::now() < deadline {
+            match engine.audit() {
+                Ok(count) if count.rx + count.handoff + count.tx == 0 => return,
+                Ok(_) => std::thread::yield_now(),
+                Err(_) => return,
+            }
+        }
+    }
+
     /// Takes everything back: programs off, ports out of the tables, workers stopped, host port gone.
     fn shut_down(&mut self) {
         self.ports.detach_all(&mut self.steering);
+        self.drain();
         self.publisher.publish(Tables::default());
         if let Some(engine) = self.engine.take() {
             engine.stop();

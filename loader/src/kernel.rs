@@ -236,13 +236,21 @@ impl Kernel {
             self.set_link(ifindex, vec![alias], &format!("set the alias of {name}"))?;
             disable_ipv6(name)?;
         }
-        let enslave = format!("make {} a member of the bridge", names.member);
-        self.set_link(port.member, vec![LinkAttribute::Controller(bridge)], &enslave)?;
-        self.quieten(port.member, names.member)?;
+        self.join_bridge(port.member, names.member, bridge)?;
         for (ifindex, name) in [(port.near, names.near), (port.member, names.member)] {
             self.set_up(ifindex, name)?;
         }
         Ok(port)
+    }
+
+    /// Makes the host port's member end `name` a member of `bridge`, as it must be again when the bridge was made anew.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn join_bridge(&mut self, member: u32, name: &str, bridge: u32) -> Result<(), KernelError> {
+        let action = format!("make {name} a member of the bridge");
+        self.set_link(member, vec![LinkAttribute::Controller(bridge)], &action)?;
+        self.quieten(member, name)
     }
 
     /// No learning, so that frames which a worker hands to the kernel do not move their senders' FDB entries here; no
