@@ -194,7 +194,6 @@ impl Drop for Daemon {
         // A stopped process must go on to be able to end; SIGKILL needs no such help.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_file(control_socket(&self.instance));
     }
 }
 

@@ -65,8 +65,13 @@ pub fn claim(name: &str) -> Result<()> {
     fs::write(file(name), identity).with_context(|| format!("writing {}", file(name).display()))
 }
 
-/// Says that an instance is gone.
+/// Says that an instance is gone, and removes the control sockets of daemons that were killed in it.
 pub fn release(name: &str) {
+    for socket in fs::read_dir(crate::daemon::SOCKETS).into_iter().flatten().flatten() {
+        if socket.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
+            let _ = fs::remove_file(socket.path());
+        }
+    }
     OWN.lock().expect("no holder panics").names.remove(name);
     let _ = fs::remove_file(file(name));
     let _ = fs::remove_dir(DIRECTORY);
@@ -101,11 +106,6 @@ fn remove(name: &str) {
     // `down` also ends the daemons inside.
     if let Err(error) = testbed::down(name) {
         eprintln!("taking the testbed {name} down: {error:#}");
-    }
-    for socket in fs::read_dir(crate::daemon::SOCKETS).into_iter().flatten().flatten() {
-        if socket.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
-            let _ = fs::remove_file(socket.path());
-        }
     }
     release(name);
 }
