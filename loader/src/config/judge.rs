@@ -186,7 +186,7 @@ impl Judge {
     /// UMEM frames: a power of two.
     pub fn frames(&mut self, given: Option<Given<i64>>) -> Option<u32> {
         let given = given?;
-        let memory = |frames: u32| format!("{frames} ({} MiB)", u64::from(frames) * CHUNK_SIZE as u64 >> 20);
+        let memory = |frames: u32| format!("{frames} ({} MiB)", (u64::from(frames) * CHUNK_SIZE as u64) >> 20);
         let frames = u32::try_from(given.value).ok().filter(|frames| (MIN_FRAMES..=MAX_FRAMES).contains(frames));
         match frames {
             Some(frames) if frames.is_power_of_two() => Some(frames),

@@ -1,0 +1,393 @@
+//! The command line: what can be asked for, and how the program ends.
+//!
+//! Exit codes: 0 done, 1 failed at run time, 2 bad usage or configuration.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+
+use crate::check;
+use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, Settings};
+use crate::control;
+
+/// The command was carried out.
+pub const DONE: u8 = 0;
+/// Something went wrong at run time.
+pub const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+pub const MISUSED: u8 = 2;
+
+/// A Kubernetes node dataplane on AF_XDP: forwards the traffic between pods past the kernel's network stack.
+///
+/// Podlane takes over the frames of pods that hang on a Linux bridge, and leaves everything that it does not fully
+/// understand to the kernel. Stop it, and the kernel does all of it again.
+#[derive(Debug, Parser)]
+#[command(name = "podlane", version, propagate_version = true, max_term_width = 100)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Forward, in the foreground, until SIGTERM or SIGINT; log to stderr
+    ///
+    /// Looks first whether the node has what is needed, and ends with a sentence if not, before anything is touched. Says
+    /// "podlane is ready" when every port is attached. When it ends, the kernel forwards again.
+    Run(NodeOptions),
+    /// Show ports, workers, tables and every frame's whereabouts of a running daemon
+    Status(StatusOptions),
+    /// Look what this node has and lacks, each with its cure; changes nothing
+    ///
+    /// Ends with 1 if something is lacking without which `podlane run` would not work.
+    Check(CheckOptions),
+}
+
+#[derive(Debug, Args)]
+struct StatusOptions {
+    /// Name of the daemon to ask
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Print JSON for programs (docs/status.md describes it) instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct CheckOptions {
+    #[command(flatten)]
+    node: NodeOptions,
+    /// Print JSON for programs instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Default, Args)]
+struct NodeOptions {
+    /// Configuration file in TOML; options of the command line win over it [default: /etc/podlane/podlane.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Linux bridge whose members are the pods' veths, such as cbr0 or cni0 [required here or in the file]
+    #[arg(long, value_name = "IFACE")]
+    bridge: Option<String>,
+    /// Interface towards the other nodes; may be repeated [required here or in the file]
+    #[arg(long, value_name = "IFACE", value_delimiter = ',')]
+    uplink: Vec<String>,
+    /// Network of the cluster's pods, such as 10.244.0.0/16; may be repeated. Frames are taken only if both ends lie in one
+    /// [default: this node's own pod subnets]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    cluster_cidr: Vec<String>,
+    /// Name of this daemon, for its control socket [default: default]
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
+    /// Worker threads, 1 to 16 [default: one for each usable CPU, at most 4]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    workers: Option<i64>,
+    /// CPUs of the workers, one each, such as 0,2-3 [default: the usable ones in ascending order]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    cpus: Option<String>,
+    /// UMEM frames of 4096 bytes, a power of two from 2048 to 262144; it is locked memory [default: 16384, that is 64 MiB]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    frames: Option<i64>,
+    /// How XDP programs are attached: by the driver, or by the network stack where a driver cannot [default: native]
+    #[arg(long, value_name = "MODE", value_parser = ["native", "generic"])]
+    xdp_mode: Option<String>,
+    /// Leave checksums to the kernel through AF_XDP TX metadata where it can, or always compute them [default: auto]
+    #[arg(long, value_name = "WHEN", value_parser = ["auto", "off"])]
+    checksum_metadata: Option<String>,
+    /// Microseconds that a worker without traffic keeps looking before it sleeps, 0 to 1000000 [default: 50]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    idle_spin_us: Option<i64>,
+    /// Member of the bridge that is left to the kernel; may be repeated
+    #[arg(long, value_name = "IFACE", value_delimiter = ',')]
+    skip: Vec<String>,
+    /// What is logged [default: info]
+    #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    log: Option<String>,
+}
+
+impl NodeOptions {
+    fn settings(self) -> Settings {
+        fn one<T>(value: Option<T>, option: &'static str) -> Option<Given<T>> {
+            value.map(|value| Given { value, origin: Origin::Option(option) })
+        }
+        fn list(values: Vec<String>, option: &'static str) -> Option<Vec<Given<String>>> {
+            let given = |value| Given { value, origin: Origin::Option(option) };
+            (!values.is_empty()).then(|| values.into_iter().map(given).collect())
+        }
+        Settings {
+            instance: one(self.instance, "--instance"),
+            path: None,
+            bridge: one(self.bridge, "--bridge"),
+            uplinks: list(self.uplink, "--uplink"),
+            cluster_cidrs: list(self.cluster_cidr, "--cluster-cidr"),
+            workers: one(self.workers, "--workers"),
+            cpus: one(self.cpus, "--cpus"),
+            frames: one(self.frames, "--frames"),
+            xdp_mode: one(self.xdp_mode, "--xdp-mode"),
+            checksum_metadata: one(self.checksum_metadata, "--checksum-metadata"),
+            idle_spin_us: one(self.idle_spin_us, "--idle-spin-us"),
+            skip: list(self.skip, "--skip"),
+            log: one(self.log, "--log"),
+        }
+    }
+
+    fn load(mut self) -> Result<Result<Config, ConfigError>, nix::Error> {
+        let file = self.config.take();
+        let host = Host::read()?;
+        Ok(Config::load(self.settings(), file.as_deref(), &host))
+    }
+}
+
+/// The program: reads the command line, carries it out with `run` as the daemon, and tells how it ended.
+pub fn main<E: Display>(run: impl FnOnce(Config) -> Result<(), E>) -> ExitCode {
+    let (mut out, mut err) = (io::stdout(), io::stderr());
+    ExitCode::from(execute(std::env::args_os(), &mut out, &mut err, run))
+}
+
+/// Carries out a command line (`arguments` begins with the program's name) and returns the exit code.
+pub fn execute<E: Display>(
+    arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    out: &mut impl Write,
+    err: &mut impl Write,
+    run: impl FnOnce(Config) -> Result<(), E>,
+) -> u8 {
+    let command = match CommandLine::try_parse_from(arguments) {
+        Ok(line) => line.command,
+        Err(answer) => return print_answer(&answer, out, err),
+    };
+    match command {
+        Command::Run(options) => run_daemon(options, err, run),
+        Command::Status(options) => show_status(&options, out, err),
+        Command::Check(options) => show_check(options, out, err),
+    }
+}
+
+/// Help and version go to stdout and are no error; a wrong command line is one.
+fn print_answer(answer: &clap::Error, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let text = answer.render();
+    if answer.use_stderr() {
+        let coloured = io::stderr().is_terminal() && wants_colours();
+        let _ = if coloured { write!(err, "{}", text.ansi()) } else { write!(err, "{text}") };
+        return MISUSED;
+    }
+    let coloured = io::stdout().is_terminal() && wants_colours();
+    let text = if coloured { text.ansi().to_string() } else { text.to_string() };
+    print(&text, out, err)
+}
+
+fn run_daemon<E: Display>(options: NodeOptions, err: &mut impl Write, run: impl FnOnce(Config) -> Result<(), E>) -> u8 {
+    let config = match options.load() {
+        Ok(Ok(config)) => config,
+        Ok(Err(error)) => return complain(err, MISUSED, error),
+        Err(error) => {
+            return complain(err, FAILED, format_args!("the kernel does not tell the CPUs: {}", error.desc()));
+        }
+    };
+    start_log(config.log);
+    if let Err(error) = check::preflight(&config) {
+        return complain(err, FAILED, error);
+    }
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
+    match run(config) {
+        Ok(()) => DONE,
+        Err(error) => complain(err, FAILED, format_args!("{error:#}")),
+    }
+}
+
+/// Log lines go to stderr, so that a service manager keeps them, in colours only for people.
+fn start_log(level: LevelFilter) {
+    let coloured = io::stderr().is_terminal() && wants_colours();
+    // A second subscriber is refused; that only happens where this is called twice in one process, in tests.
+    let _ = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(coloured).try_init();
+}
+
+/// <https://no-color.org>
+fn wants_colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn show_status(options: &StatusOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let instance: InstanceName = match options.instance.parse() {
+        Ok(instance) => instance,
+        Err(error) => return complain(err, MISUSED, format_args!("--instance: {error}")),
+    };
+    match control::ask_status(instance.as_str(), control::PATIENCE) {
+        Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
+        Ok((_, status)) => print(&status.render(), out, err),
+        Err(error) => complain(err, FAILED, error),
+    }
+}
+
+fn show_check(options: CheckOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let config = match options.node.load() {
+        Ok(config) => config,
+        Err(error) => {
+            return complain(err, FAILED, format_args!("the kernel does not tell the CPUs: {}", error.desc()));
+        }
+    };
+    let report = check::check(&config);
+    let text = if options.json {
+        let json = serde_json::to_string_pretty(&report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+        json + "\n"
+    } else {
+        report.render(io::stdout().is_terminal() && wants_colours())
+    };
+    match print(&text, out, err) {
+        DONE if !report.ok => FAILED,
+        code => code,
+    }
+}
+
+/// Prints an answer. A reader that has had enough (`podlane status | head`) is no error.
+fn print(text: &str, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(err, FAILED, format_args!("writing the answer: {error}"))
+        }
+        _ => DONE,
+    }
+}
+
+fn complain(err: &mut impl Write, code: u8, sentence: impl Display) -> u8 {
+    let _ = writeln!(err, "podlane: {sentence}");
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// Exit code, stdout and stderr of a command line, with a daemon that must not be reached.
+    fn podlane(line: &str) -> (u8, String, String) {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let arguments = ["podlane"].into_iter().chain(line.split_whitespace());
+        let run = |_: Config| -> Result<(), Infallible> { panic!("the daemon was started") };
+        let code = execute(arguments, &mut out, &mut err, run);
+        (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_a_help_text_that_fits() {
+        use clap::CommandFactory;
+        for command in CommandLine::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+        for line in ["--help", "run --help", "status --help", "check --help", "run -h"] {
+            let (code, out, err) = podlane(line);
+            assert_eq!((code, err.as_str()), (DONE, ""));
+            assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
+        }
+    }
+
+    #[test]
+    fn every_option_sets_its_setting() {
+        let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
+                    --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f";
+        let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
+        assert_eq!(options.config, Some("f".into()));
+        fn one<T>(value: T, option: &'static str) -> Given<T> {
+            Given { value, origin: Origin::Option(option) }
+        }
+        let text = |value: &str, option| one(value.to_owned(), option);
+        let expected = Settings {
+            instance: Some(text("i", "--instance")),
+            path: None,
+            bridge: Some(text("b", "--bridge")),
+            uplinks: Some(vec![text("u", "--uplink"), text("v", "--uplink"), text("w", "--uplink")]),
+            cluster_cidrs: Some(vec![text("c", "--cluster-cidr")]),
+            workers: Some(one(1, "--workers")),
+            cpus: Some(text("0", "--cpus")),
+            frames: Some(one(2, "--frames")),
+            xdp_mode: Some(text("generic", "--xdp-mode")),
+            checksum_metadata: Some(text("off", "--checksum-metadata")),
+            idle_spin_us: Some(one(3, "--idle-spin-us")),
+            skip: Some(vec![text("s", "--skip")]),
+            log: Some(text("debug", "--log")),
+        };
+        assert_eq!(options.settings(), expected);
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_two() {
+        for (line, expected) in [
+            ("", "Usage: podlane"),
+            ("fly", "unrecognized subcommand 'fly'"),
+            ("run --brigde x", "'--bridge'"),
+            ("run --xdp-mode fast", "[possible values: native, generic]"),
+            ("run --workers two", "invalid value 'two'"),
+            ("status --instance A", "--instance: \"A\" is not an instance name"),
+            ("run --config /dev/null", "no bridge is named"),
+            ("run --config /dev/null --bridge b --uplink u --frames 5000", "--frames: 5000 is not a power of two"),
+            ("run --config /dev/null --bridge b --uplink u --workers -1", "--workers: -1 is out of range"),
+            ("run --config /dev/null --bridge b --uplink u --cpus -1", "--cpus: \"-1\" is not a list of CPUs"),
+            ("run --config /dev/null --bridge b --uplink u --cpus 1023", "--cpus: CPU 1023 does not exist"),
+            ("run --config /nonexistent", "cannot read /nonexistent: No such file"),
+        ] {
+            let (code, out, err) = podlane(line);
+            assert_eq!((code, out.as_str()), (MISUSED, ""), "{line}");
+            assert!(err.contains(expected), "{line}: {err}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_is_not_there_ends_with_one() {
+        let (code, out, err) = podlane("status --instance nobody-of-this-name");
+        assert_eq!((code, out.as_str()), (FAILED, ""));
+        assert!(err.starts_with("podlane: no podlane instance \"nobody-of-this-name\" answers at "), "{err}");
+    }
+
+    #[test]
+    fn check_answers_for_people_and_programs() {
+        let (code, out, err) = podlane("check --config /dev/null --json");
+        assert_eq!(err, "");
+        let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(code == DONE, report["ok"] == true);
+        let (_, out, _) = podlane("check --config /dev/null");
+        assert!(out.contains("no bridge and uplink are named") && !out.contains('\x1b'), "{out}");
+        let (code, out, _) = podlane("check --config /dev/null --frames 7");
+        assert!(code == FAILED && out.contains("FAIL  configuration"), "{out}");
+    }
+
+    #[test]
+    fn version_is_told() {
+        let (code, out, _) = podlane("--version");
+        assert_eq!((code, out), (DONE, format!("podlane {}\n", env!("CARGO_PKG_VERSION"))));
+    }
+
+    #[test]
+    fn a_reader_that_leaves_is_no_error_and_a_full_disk_is() {
+        struct Broken(io::ErrorKind);
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let run = |_: Config| Ok::<(), Infallible>(());
+        let code = |kind| execute(["podlane", "--help"], &mut Broken(kind), &mut Vec::new(), run);
+        assert_eq!(code(io::ErrorKind::BrokenPipe), DONE);
+        assert_eq!(code(io::ErrorKind::StorageFull), FAILED);
+    }
+}
