@@ -114,7 +114,7 @@ fn configuration(config: &Result<Config, ConfigError>) -> Vec<Line> {
         }
         Err(error) => error,
     };
-    if error.is_only_incomplete() {
+    if error.is_unconfigured() {
         let found = "no bridge and uplink are named, so only the machine was looked at";
         return vec![Line::warn(subject, found, error.sentences().join("; "))];
     }

@@ -221,6 +221,7 @@ fn this_machine_is_looked_at_whatever_the_configuration() {
     assert_eq!(level(&complete), (1, Level::Ok));
     assert_eq!(level(&incomplete), (1, Level::Warn));
     assert_eq!(level(&wrong), (2, Level::Fail));
+    assert_eq!(level(&check(&config("bridge = \"cbr0\""))), (1, Level::Fail), "half a configuration");
     assert!(!wrong.ok);
 }
 

@@ -124,9 +124,9 @@ impl ConfigError {
         self.problems.iter().map(|problem| self.sentence(problem)).collect()
     }
 
-    /// Whether nothing that was written is wrong; something is only missing.
-    pub fn is_only_incomplete(&self) -> bool {
-        self.problems.iter().all(|problem| problem.origin.is_none())
+    /// Whether bridge and uplinks both are missing and nothing else is wrong: nobody configured this node.
+    pub fn is_unconfigured(&self) -> bool {
+        self.problems.len() == 2 && self.problems.iter().all(|problem| problem.origin.is_none())
     }
 
     fn sentence(&self, problem: &Problem) -> String {

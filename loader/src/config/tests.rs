@@ -100,8 +100,9 @@ fn missing_interfaces_are_asked_for() {
     assert!(error.starts_with("the configuration has 2 mistakes:"), "{error}");
     assert!(error.contains("no bridge is named; say --bridge NAME"), "{error}");
     assert!(error.contains("no uplink is named; say --uplink NAME"), "{error}");
-    assert!(load("").unwrap_err().is_only_incomplete());
-    assert!(!load("log = 1").unwrap_err().is_only_incomplete());
+    assert!(load("").unwrap_err().is_unconfigured());
+    assert!(!load("log = 1").unwrap_err().is_unconfigured());
+    assert!(!load("bridge = \"cbr0\"").unwrap_err().is_unconfigured());
     let alone = load("bridge = \"cbr0\"\nuplinks = []").unwrap();
     assert!(alone.uplinks.is_empty());
 }
