@@ -287,8 +287,9 @@ start_podlane() {
     local version
     version=$("$PODLANE_BIN" --version 2>&1 | head -n1) || true
     bridge_up || { WHY='the bridge did not come up' && return 1; }
+    echo 'uplinks = []' >"$WORK/podlane.toml"
     # shellcheck disable=SC2086 # PODLANE_ARGS is a list of words
-    launch "$WORK/podlane.log" ip netns exec "$NODE" "$PODLANE_BIN" run --bridge cbr0 --cluster-cidr "$CLUSTER_CIDR" \
+    launch "$WORK/podlane.log" ip netns exec "$NODE" "$PODLANE_BIN" run --config "$WORK/podlane.toml" --bridge cbr0 --cluster-cidr "$CLUSTER_CIDR" \
         --instance "$PREFIX" --workers 1 --cpus "$FORWARDER_CPU" ${PODLANE_ARGS:-}
     FORWARDER=$LAUNCHED
     wait_for 20 podlane_is_ready_or_gone
@@ -302,14 +303,14 @@ podlane_is_ready_or_gone() {
     grep -q 'podlane is ready' "$WORK/podlane.log" || ! kill -0 "$FORWARDER" 2>/dev/null
 }
 
-podlane_forwarded() {
-    in_ns "$NODE" "$PODLANE_BIN" status --instance "$PREFIX" --json | jq '[.ports[].forwarded] | add'
-}
-
 evidence_podlane() {
-    local now
-    now=$(podlane_forwarded) || { WHY='podlane status did not answer' && return 1; }
-    ((now >= $1)) || { WHY="$1 frames arrived, but the workers forwarded only $now: the kernel forwarded the rest" && return 1; }
+    local status=$WORK/podlane-status.json forwarded
+    in_ns "$NODE" "$PODLANE_BIN" status --instance "$PREFIX" --json >"$status" ||
+        { WHY='podlane status did not answer' && return 1; }
+    forwarded=$(jq -e '[.ports[].forwarded] | add' "$status") || { WHY="podlane status --json: no ports" && return 1; }
+    ((forwarded >= $1)) || {
+        WHY="$1 frames arrived, but the workers forwarded only $forwarded: the kernel forwarded the rest" && return 1
+    }
 }
 
 start_ovs() {
