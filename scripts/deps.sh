@@ -36,6 +36,7 @@ demo  ping                       iputils-ping
 demo  ethtool                    ethtool
 demo  nft                        nftables
 demo  iperf3                     iperf3
+demo  jq                         jq
 '
 
 fail() {
