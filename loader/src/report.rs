@@ -31,6 +31,7 @@ fn status(daemon: &Daemon) -> Status {
     let tables = daemon.tables();
     let engine = daemon.engine.as_ref();
     let mut notes = config.notes.clone();
+    notes.extend(mode_notes(daemon).map(str::to_owned));
     notes.extend(daemon.notes.iter().cloned());
     let mut status = Status {
         schema: SCHEMA,
@@ -61,6 +62,17 @@ fn status(daemon: &Daemon) -> Status {
     };
     status.accounts_balance = status.balances();
     status
+}
+
+/// What the way in which the program is attached means for the node.
+fn mode_notes(daemon: &Daemon) -> impl Iterator<Item = &'static str> {
+    let generic = daemon.config.xdp_mode == crate::config::XdpMode::Generic;
+    let tags_hidden = generic || !daemon.steering.sees_veth_tags();
+    let cost = "generic XDP: frames are copied once more, and segmentation super-frames (bulk TCP) go through the kernel; \
+                set `xdp_mode = \"native\"` unless a driver lacks it";
+    let tags = "VLAN tags that a veth carries beside the frame are invisible here and would be lost: switch them off in pods \
+                that use VLANs with `ethtool -K eth0 tx-vlan-hw-insert off`, or use native XDP on Linux 6.3 or newer";
+    generic.then_some(cost).into_iter().chain(tags_hidden.then_some(tags))
 }
 
 fn bridge_state(daemon: &Daemon, tables: &Tables) -> String {
