@@ -190,7 +190,7 @@ impl Testbed {
     /// If it cannot be run.
     pub fn ping_output(&self, from: &str, to: IpAddr, options: &[&str]) -> Result<(u64, String)> {
         let mut ping = self.command(from, "ping");
-        ping.args(["-n", "-i", "0.02", "-W", "2", "-w", "10"]).args(options).arg(to.to_string());
+        ping.args(["-n", "-i", "0.02", "-W", "2"]).args(options).arg(to.to_string());
         let output = command::output(&mut ping, Duration::from_secs(15))?;
         let text = format!("{}{}", output.stdout, output.stderr);
         let received = text
