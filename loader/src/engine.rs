@@ -18,7 +18,7 @@ use podlane_dataplane::table::learn::LearnReport;
 use podlane_dataplane::table::{Activity, Publisher};
 use podlane_dataplane::worker::{
     Command, Egress, FrameCount, FramePool, Handoff, Homes, IdlePolicy, LEARN_QUEUE, Worker, WorkerCounters,
-    WorkerParts, run,
+    WorkerParts, capacity, run,
 };
 use podlane_dataplane::{PortId, limits};
 
@@ -26,8 +26,6 @@ use podlane_dataplane::{PortId, limits};
 const ANSWER: Duration = Duration::from_millis(500);
 /// How often a queue is tried that another socket still holds: closing is asynchronous in the kernel.
 const BIND_ATTEMPTS: u32 = 8;
-/// Queues for which every worker keeps a minimum of frames aside: Kubernetes' usual limit of pods on a node, and uplinks.
-const EXPECTED_QUEUES: usize = 256;
 
 /// The engine cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +50,19 @@ pub enum EngineError {
     /// A worker did not answer in time.
     #[error("worker {0} does not answer; its frames pass to the kernel; restart podlane")]
     Stuck(usize),
+    /// Every frame of a worker is promised.
+    #[error(
+        "worker {worker} receives from {queues} queues already, and its {frames} UMEM frames are enough for no more; \
+         raise `frames`"
+    )]
+    Frames {
+        /// The worker.
+        worker: usize,
+        /// Its queues.
+        queues: usize,
+        /// Its frames.
+        frames: u32,
+    },
     /// Every socket number is in use.
     #[error("all {} AF_XDP socket numbers are in use; the port stays with the kernel", u16::MAX)]
     SocketNumbers,
@@ -192,7 +203,7 @@ impl Engine {
             let worker = Worker::new(WorkerParts {
                 id,
                 umem: self.umem.clone(),
-                pool: FramePool::new(id, homes.clone(), share, EXPECTED_QUEUES.div_ceil(count)),
+                pool: FramePool::new(id, homes.clone(), share),
                 counters: Arc::clone(&counters),
                 activity: Arc::clone(&activity),
                 learn: Arc::clone(&self.learn),
@@ -217,6 +228,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Bind`], [`EngineError::SocketNumbers`].
     pub fn open_port(&mut self, port: PortId, ifindex: u32, queues: u32) -> Result<Vec<OpenQueue>, EngineError> {
+        self.check_frames(port, queues)?;
         let mut sockets = Vec::new();
         for queue in 0..queues {
             match self.bind(ifindex, queue) {
@@ -240,6 +252,19 @@ impl Engine {
             .collect();
         self.give(port, queues, sockets);
         Ok(open)
+    }
+
+    /// A queue without frames would drop what is steered to it, so it must not be opened.
+    fn check_frames(&self, port: PortId, queues: u32) -> Result<(), EngineError> {
+        let frames = self.umem.frames() / self.workers.len() as u32;
+        for worker in 0..self.workers.len() {
+            let own = self.queues_of(worker);
+            let new = (0..queues).filter(|queue| self.ownership.owner(port, *queue, queues) == worker).count();
+            if own + new > capacity(frames as usize) {
+                return Err(EngineError::Frames { worker, queues: own, frames });
+            }
+        }
+        Ok(())
     }
 
     fn bind(&mut self, ifindex: u32, queue: u32) -> Result<Socket, EngineError> {

@@ -4,7 +4,8 @@
 //! hand-off) is sent home through a ring, so no worker can be drained by traffic in one direction.
 //!
 //! A frame in a fill ring cannot be taken out again, so a queue that once filled up and then fell silent keeps its frames.
-//! Therefore a queue gets a fair share of what is left after every queue that may still come has its minimum put aside.
+//! Therefore half of the frames are put aside for the minimum of every queue that may still come ([`capacity`]), and a queue
+//! gets a fair share of what is left. The loader opens no more queues than that, so none can ever be without frames.
 
 use std::sync::Arc;
 
@@ -16,6 +17,11 @@ use crate::afxdp::Frame;
 pub const MIN_FILL: usize = 32;
 /// Frames that a queue holds for receiving at most.
 pub const MAX_FILL: usize = 1024;
+
+/// How many queues can receive from a pool of `frames` frames.
+pub const fn capacity(frames: usize) -> usize {
+    frames / (2 * MIN_FILL)
+}
 
 /// The rings through which frames go home, one per worker.
 #[derive(Clone, Debug)]
@@ -56,18 +62,15 @@ pub struct FramePool {
     total: usize,
     /// Queues that receive from this pool now.
     queues: usize,
-    /// Queues for which [`MIN_FILL`] is guaranteed.
-    expected_queues: usize,
 }
 
 impl FramePool {
     /// The pool of `worker` over the frames that are at home there.
-    pub fn new(worker: usize, homes: Homes, mut free: Vec<Frame>, expected_queues: usize) -> Self {
+    pub fn new(worker: usize, homes: Homes, mut free: Vec<Frame>) -> Self {
         let total = free.len();
         // Frames of other workers pass through for a moment; room for them, so that the packet path never allocates.
         free.reserve(crate::limits::BATCH * crate::limits::MAX_PIECES);
-        let expected_queues = expected_queues.min(total / (4 * MIN_FILL)).max(1);
-        FramePool { worker, homes, free, total, queues: 0, expected_queues }
+        FramePool { worker, homes, free, total, queues: 0 }
     }
 
     /// A queue was added.
@@ -88,7 +91,7 @@ impl FramePool {
     /// Frames that a queue holding `outstanding` should be given now.
     #[inline]
     pub fn grant(&self, outstanding: usize) -> usize {
-        let put_aside = MIN_FILL * self.expected_queues.saturating_sub(self.queues);
+        let put_aside = MIN_FILL * capacity(self.total).saturating_sub(self.queues);
         let share = (self.total.saturating_sub(put_aside) * 3 / 4 / self.queues.max(1)).clamp(MIN_FILL, MAX_FILL);
         let guaranteed = MIN_FILL.saturating_sub(outstanding);
         let fair = share.saturating_sub(outstanding).min(self.free.len().saturating_sub(put_aside));
@@ -139,8 +142,8 @@ mod tests {
         let umem = Umem::new(64).unwrap();
         let homes = Homes::new(2, 64);
         let mut split = homes.split(umem.take_frames()).into_iter();
-        let mut first = FramePool::new(0, homes.clone(), split.next().unwrap(), 1);
-        let mut second = FramePool::new(1, homes, split.next().unwrap(), 1);
+        let mut first = FramePool::new(0, homes.clone(), split.next().unwrap());
+        let mut second = FramePool::new(1, homes, split.next().unwrap());
         assert_eq!((first.free(), second.free()), (32, 32));
         let mut stray: Vec<_> = second.list().drain(..10).collect();
         first.put(&mut stray);
@@ -149,21 +152,24 @@ mod tests {
         assert_eq!(second.list().len(), 32);
     }
 
+    /// Every queue takes what it is granted and falls silent: the worst that can happen to those that come later.
     #[test]
-    fn every_expected_queue_gets_its_minimum_even_when_the_first_ones_never_give_back() {
-        let umem = Umem::new(16_384).unwrap();
-        let homes = Homes::new(1, 16_384);
-        let mut pool = FramePool::new(0, homes, umem.take_frames(), 250);
-        let expected = pool.expected_queues;
-        assert!(expected >= 120);
-        let mut kept = Vec::new();
-        for queue in 0..expected {
-            pool.add_queue();
-            let grant = pool.grant(0);
-            assert!((MIN_FILL..=MAX_FILL).contains(&grant), "queue {queue} was granted {grant}");
-            let at = pool.list().len() - grant;
-            kept.extend(pool.list().drain(at..));
+    fn every_queue_gets_its_minimum_even_when_the_first_ones_never_give_back() {
+        for frames in [2048u32, 16_384] {
+            let umem = Umem::new(frames).unwrap();
+            let mut pool = FramePool::new(0, Homes::new(1, frames), umem.take_frames());
+            let mut kept: Vec<Vec<Frame>> = Vec::new();
+            for queue in 0..capacity(frames as usize) {
+                pool.add_queue();
+                kept.push(Vec::new());
+                // The worker fills a new queue first, then tops up whichever receives.
+                for queue in kept.iter_mut().rev() {
+                    let at = pool.list().len() - pool.grant(queue.len());
+                    queue.extend(pool.list().drain(at..));
+                }
+                assert!((MIN_FILL..=MAX_FILL).contains(&kept[queue].len()), "queue {queue}: {}", kept[queue].len());
+            }
+            assert_eq!(kept.iter().map(Vec::len).sum::<usize>() + pool.free(), frames as usize);
         }
-        assert_eq!(kept.len() + pool.free(), 16_384);
     }
 }

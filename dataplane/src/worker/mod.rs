@@ -27,7 +27,7 @@ use crossbeam::queue::ArrayQueue;
 pub use audit::FrameCount;
 pub use command::{Command, Egress};
 pub use counters::{Counter, PortCounters, WorkerCounters};
-pub use frames::{FramePool, Homes};
+pub use frames::{FramePool, Homes, capacity};
 pub use handoff::Handoff;
 pub use run::{IdlePolicy, run};
 

@@ -110,7 +110,7 @@ impl Rig {
             rig.workers.push(Worker::new(WorkerParts {
                 id,
                 umem: rig.umem.clone(),
-                pool: FramePool::new(id, homes.clone(), share, 8),
+                pool: FramePool::new(id, homes.clone(), share),
                 counters: Arc::default(),
                 activity: Arc::default(),
                 learn: Arc::clone(&rig.learn),
