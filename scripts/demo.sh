@@ -11,7 +11,8 @@
 #
 # Installs what is missing, builds, raises the network, starts Podlane on both nodes and lets pods talk to pods, to
 # their node and to a host outside. What it says of each packet's way comes from the counters of Podlane and of the
-# interfaces at both ends. Exit code 0 if everything arrived and went the way that it should, 1 if not, 2 for wrong options.
+# interfaces at both ends. Exit code 0 if everything arrived and went the way that it should, 1 if not, 2 for wrong
+# options.
 
 set -euo pipefail
 
@@ -27,6 +28,7 @@ readonly CLUSTER=10.244.0.0/16,fd00:10:244::/48
 readonly READY_SECONDS=30           # a daemon is ready in one, unless the machine is very busy
 readonly QUIET_SECONDS=10           # so long frames may be under way after a test
 readonly TEST_SECONDS=20            # so long one test may take
+readonly TRIES=3                    # of a test that a busy machine disturbs
 readonly PINGS=20 TCP_SECONDS=1
 # Small and few enough to wait in the receiver's buffer should it not get the processor for a moment.
 readonly DATAGRAMS=1000 DATAGRAM_BYTES=512 DATAGRAM_BITRATE=4M
@@ -322,6 +324,21 @@ measure() { # TEST CMD…
     done
 }
 
+# Again, if a worker did not get its processor: then the test shows how packets fall to the kernel, and answers may come
+# later than ping waits (twice the longest time so far, whatever -W says).
+measure_undisturbed() { # TEST CMD…
+    local tries stalled problems=("${PROBLEMS[@]}")
+    for ((tries = 1; ; tries++)); do
+        measure "$@"
+        stalled=$(grew "$1" '*/left:worker_stalled')
+        ((stalled > 0 && tries < TRIES)) || return 0
+        ((${#PROBLEMS[@]} > ${#problems[@]} || stalled * 4 > $(through_workers "$1"))) || return 0
+        stalled=$(number_of "$stalled" packet packets)
+        remark "The machine was too busy to let a worker run: $stalled fell to the kernel. Again:"
+        PROBLEMS=("${problems[@]}")
+    done
+}
+
 # Sum of what grew, over all counters whose name matches.
 grew() { # TEST-PATTERN COUNTER-PATTERN
     local counter sum=0
@@ -352,7 +369,7 @@ inside() { # PLACE CMD…
 
 ping_test() {
     local report=$WORK/ping sent got
-    inside "$FROM" ping -n -c $PINGS -i 0.02 -W 5 "$ADDRESS" >"$report" 2>&1 || true
+    inside "$FROM" ping -n -c $PINGS -i 0.05 -W 5 "$ADDRESS" >"$report" 2>&1 || true
     sent=$(sed -n 's/^\([0-9]*\) packets transmitted.*/\1/p' "$report")
     got=$(sed -n 's/^.*transmitted, \([0-9]*\) received.*/\1/p' "$report")
     PING=$(sed -n 's|^rtt [^=]*= [^/]*/\([^/]*\)/.*|\1 ms|p' "$report") PING=${PING:--}
@@ -595,9 +612,9 @@ leg_of_family() { # TITLE FAMILY WAY worker|REASON
     PROBLEMS=() GREW=()
     heading "$1, $2 ($ADDRESS)"
     explain "$3"
-    measure ping ping_test
-    measure TCP tcp_test
-    measure UDP udp_test
+    measure_undisturbed ping ping_test
+    measure_undisturbed TCP tcp_test
+    measure_undisturbed UDP udp_test
     print_way "$3"
     print_accounts
     [[ $3 != way_outside ]] || check_masquerade
@@ -624,8 +641,8 @@ check_masquerade() {
     fi
 }
 
-# On a machine that is too busy, a datagram may come when iperf3 does not listen any more, or find its buffer full, or be
-# lost; but not many are lost, and none without a trace.
+# On a machine that is too busy, a datagram may come when iperf3 does not listen any more, or find its buffer full, or
+# be lost; but not many are lost, and none without a trace.
 judge_udp() { # LEG
     local sent=${GREW[UDP $FROM/eth0/out]:-} arrived=${GREW[UDP $TO/eth0/in]:-} traced missing=$UDP_LOST
     ((UDP_LOST > 0)) || return 0
@@ -661,7 +678,7 @@ fallen_because() {
         [[ $counter == */left:* && ! $reason =~ ^(not_ip|nd|group)$ ]] || continue
         [[ ${GREW[$counter]} == 0 || $because == *"$reason"* ]] || because+=", $reason"
     done
-    [[ $because != *worker_stalled* ]] || because+=': the machine was too busy to let a worker run for 90 ms'
+    [[ $because != *worker_stalled* ]] || because+=': the machine was too busy'
     printf '%s' "${because#, }"
 }
 
