@@ -76,6 +76,7 @@ pub enum RunError {
 /// [`RunError`]; whatever was changed on the node is undone before it returns.
 pub fn run(config: Config) -> Result<(), RunError> {
     let signals = catch_signals()?;
+    raise_session();
     let mut daemon = Daemon::start(config)?;
     let result = daemon.serve(signals);
     daemon.shut_down();
@@ -89,6 +90,15 @@ fn catch_signals() -> Result<UnixStream, std::io::Error> {
         signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
     }
     Ok(reader)
+}
+
+/// Where the kernel schedules by session (`sched_autogroup_enabled`), the workers' priority counts only within ours, so it is
+/// raised as a whole; but only if the session is our own, as a service's is, and not a shell's.
+fn raise_session() {
+    let own = nix::unistd::getsid(None).is_ok_and(|session| session == nix::unistd::getpid());
+    if own && let Err(error) = std::fs::write("/proc/self/autogroup", "-20") {
+        tracing::debug!(%error, "raising the session's priority; the kernel may not have it");
+    }
 }
 
 /// The host port's names.
@@ -196,7 +206,7 @@ impl Daemon {
     fn serve(&mut self, mut signals: UnixStream) -> Result<(), RunError> {
         let ports = self.ports.open().count() - 1;
         let generation = self.tables().generation;
-        tracing::info!("podlane is ready: {ports} ports, {} workers, tables {generation}", self.config.workers());
+        tracing::info!("podlane is ready: {ports} ports, workers: {}, tables {generation}", self.config.workers());
         loop {
             self.wait(&signals)?;
             let mut byte = [0; 16];

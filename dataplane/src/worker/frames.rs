@@ -16,7 +16,7 @@ use crate::afxdp::Frame;
 /// Frames that every queue is granted, whatever the others do.
 pub const MIN_FILL: usize = 32;
 /// Frames that a queue holds for receiving at most.
-pub const MAX_FILL: usize = 1024;
+pub const MAX_FILL: usize = 2048;
 
 /// How many queues can receive from a pool of `frames` frames.
 pub const fn capacity(frames: usize) -> usize {
