@@ -125,11 +125,11 @@ static __always_inline __u32 holds(__u32 l4_bytes, __u32 header_bytes)
 	return l4_bytes < header_bytes ? PASS_MALFORMED : ADMIT;
 }
 
-static __always_inline __u32 check_udp(const struct udp *udp, __u32 l4_bytes, int over_ipv4, struct packet *packet)
+static __always_inline __u32 check_udp(const struct udp *udp, __u32 l4_bytes, struct packet *packet)
 {
 	if (l4_bytes < UDP_BYTES || bpf_ntohs(udp->length) != l4_bytes)
 		return PASS_MALFORMED;
-	packet->may_hide_checksum = (over_ipv4 && udp->checksum == 0) || is_tunnel_port(bpf_ntohs(udp->destination)) ||
+	packet->may_hide_checksum = udp->checksum == 0 || is_tunnel_port(bpf_ntohs(udp->destination)) ||
 				    is_tunnel_port(bpf_ntohs(udp->source));
 	return ADMIT;
 }
@@ -155,7 +155,7 @@ static __always_inline __u32 parse_ipv4(const struct ipv4 *ip, struct packet *pa
 	case PROTOCOL_TCP:
 		return holds(l4_bytes, TCP_BYTES);
 	case PROTOCOL_UDP:
-		return check_udp(&ip->udp, l4_bytes, 1, packet);
+		return check_udp(&ip->udp, l4_bytes, packet);
 	case PROTOCOL_ICMP:
 		return holds(l4_bytes, ICMP_BYTES);
 	default:
@@ -189,7 +189,7 @@ static __always_inline __u32 parse_ipv6(const struct ipv6 *ip, struct packet *pa
 	case PROTOCOL_TCP:
 		return holds(l4_bytes, TCP_BYTES);
 	case PROTOCOL_UDP:
-		return check_udp(&ip->udp, l4_bytes, 0, packet);
+		return check_udp(&ip->udp, l4_bytes, packet);
 	case PROTOCOL_ICMPV6:
 		return check_icmpv6(ip, l4_bytes);
 	case 44:

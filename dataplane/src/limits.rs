@@ -35,6 +35,8 @@ pub const MAX_PIECES: usize = 18;
 pub const MAX_FRAME: usize = 65_014;
 /// Packets that a worker takes from one socket before it looks at the next.
 pub const BATCH: usize = 64;
+/// Frames that one queue may hold for transmission: in its TX ring, in flight and completed.
+pub const MAX_TX_OUTSTANDING: usize = 1024;
 /// Descriptors of one hand-off ring between two workers.
 pub const HANDOFF_RING: usize = 1024;
 /// A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds.

@@ -119,7 +119,7 @@ fn admit_l4(ip: &Ip, l4: &[u8]) -> Result<bool, PassReason> {
             }
             let tunnels = [4789, 8472, 6081, 5555, 6080, 2152, 6635];
             let is_tunnel = [header.source_port, header.destination_port].iter().any(|port| tunnels.contains(port));
-            Ok(is_tunnel || is_ipv4 && header.checksum == 0)
+            Ok(is_tunnel || header.checksum == 0)
         }
         IpNumber::TCP => Err(PassReason::Malformed),
         IpNumber::ICMP if is_ipv4 => Err(PassReason::Malformed),

@@ -454,7 +454,8 @@ fn port(world: &World, input: &Input, link: &Link, assignment: &PortAssignment) 
         }
         // An interface that became a member of something else is not where routes lead any more.
         PortKind::Uplink => (link.mac, link.master.is_none()),
-        PortKind::Host => (link.mac, true),
+        // What is handed to the kernel there must be addressed to the bridge, behind the host port's other end.
+        PortKind::Host => (bridge.map_or(MacAddr::ZERO, |bridge| bridge.mac), true),
     };
     let is_pod = assignment.kind == PortKind::Pod;
     Port {

@@ -65,6 +65,11 @@ pub enum RunError {
     /// Catching signals failed.
     #[error("catching signals: {0}")]
     Signals(#[from] std::io::Error),
+    /// The host port was deleted.
+    #[error(
+        "{0} is gone, without which nothing can be forwarded: somebody deleted it; start podlane again to make it anew"
+    )]
+    HostPortGone(&'static str),
     /// A worker's thread has ended.
     #[error("worker {0} has ended unexpectedly; the node's traffic passes to the kernel")]
     DeadWorker(usize),
@@ -123,8 +128,8 @@ pub struct Daemon {
     pub(crate) wanted: Wanted,
     switches: Switches,
     pub(crate) notes: Vec<String>,
-    /// Receive queues by interface, and when they were counted.
-    queues: BTreeMap<u32, u32>,
+    /// Receive and transmit queues by interface, and when they were counted.
+    queues: BTreeMap<u32, (u32, u32)>,
     queues_counted: Instant,
     /// When FDB entries were last refreshed in the kernel, by activity index.
     refreshed_s: BTreeMap<u32, u32>,
@@ -172,6 +177,7 @@ impl Daemon {
             name: host_port_names().near.to_owned(),
             kind: PortKind::Host,
             queues: 1,
+            tx_queues: 1,
         };
         let now = Instant::now();
         let mut daemon = Daemon {
@@ -299,7 +305,7 @@ impl Daemon {
         }
         let (queues, kernel) = (&mut self.queues, &mut self.kernel);
         self.wanted = wanted_ports(self.mirror.world(), &wish, |link| {
-            *queues.entry(link.ifindex).or_insert_with(|| kernel.rx_queues(link.ifindex).unwrap_or(1))
+            queues.entry(link.ifindex).or_insert_with(|| kernel.queues(link.ifindex).unwrap_or((1, 1))).0
         });
         let links = &self.mirror.world().links;
         self.queues.retain(|ifindex, _| links.contains_key(ifindex));
@@ -316,6 +322,7 @@ impl Daemon {
                 name: port.name.clone(),
                 kind: port.kind,
                 queues: port.queues,
+                tx_queues: self.queues.get(&port.ifindex).map_or(1, |(_, tx)| *tx),
             })
             .collect();
         let Some(engine) = &mut self.engine else { return false };
@@ -399,6 +406,10 @@ impl Daemon {
     fn upkeep(&mut self) -> Result<(), RunError> {
         if let Some(worker) = self.engine.as_ref().and_then(Engine::dead_worker) {
             return Err(RunError::DeadWorker(worker));
+        }
+        let links = &self.mirror.world().links;
+        if !links.contains_key(&self.host_port.near) || !links.contains_key(&self.host_port.member) {
+            return Err(RunError::HostPortGone(host_port_names().near));
         }
         if self.queues_counted.elapsed() >= QUEUE_COUNT {
             self.follow(Changes::LINKS)?;

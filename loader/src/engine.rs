@@ -22,8 +22,9 @@ use podlane_dataplane::worker::{
 };
 use podlane_dataplane::{PortId, limits};
 
-/// How long a worker may take to answer before it is given up.
-const ANSWER: Duration = Duration::from_millis(500);
+/// How long a worker may take to answer before it is given up. It answers between two batches, but a machine that is short
+/// of CPU may keep it from running for a while, and what it owes is lost when it is given up.
+const ANSWER: Duration = Duration::from_secs(5);
 /// How often a queue is tried that another socket still holds: closing is asynchronous in the kernel.
 const BIND_ATTEMPTS: u32 = 8;
 
@@ -89,12 +90,14 @@ impl Ownership {
     }
 
     /// How worker `worker` sends to that port.
-    pub fn egress(self, worker: usize, port: PortId, queues: u32) -> Egress {
-        if (0..queues).any(|queue| self.owner(port, queue, queues) == worker) {
+    /// The first `tx_queues` of its `queues` queues can send.
+    pub fn egress(self, worker: usize, port: PortId, queues: u32, tx_queues: u32) -> Egress {
+        let senders = tx_queues.clamp(1, queues);
+        if (0..senders).any(|queue| self.owner(port, queue, queues) == worker) {
             return Egress::Own;
         }
         // Spread over the owners, so that not all others send through queue 0.
-        let owner = self.owner(port, worker as u32 % queues, queues);
+        let owner = self.owner(port, worker as u32 % senders, queues);
         Egress::Worker(owner as u8)
     }
 }
@@ -179,7 +182,7 @@ impl Engine {
         };
         engine.spawn(options, publisher)?;
         engine.tell_all(|_| Command::SetHostPort(host_port));
-        engine.give(host_port, 1, vec![(0, anchor)]);
+        engine.give(host_port, 1, 1, vec![(0, anchor)]);
         Ok(engine)
     }
 
@@ -227,7 +230,13 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Bind`], [`EngineError::SocketNumbers`].
-    pub fn open_port(&mut self, port: PortId, ifindex: u32, queues: u32) -> Result<Vec<OpenQueue>, EngineError> {
+    pub fn open_port(
+        &mut self,
+        port: PortId,
+        ifindex: u32,
+        queues: u32,
+        tx_queues: u32,
+    ) -> Result<Vec<OpenQueue>, EngineError> {
         self.check_frames(port, queues)?;
         let mut sockets = Vec::new();
         for queue in 0..queues {
@@ -250,7 +259,7 @@ impl Engine {
                 handle: socket.handle(),
             })
             .collect();
-        self.give(port, queues, sockets);
+        self.give(port, queues, tx_queues, sockets);
         Ok(open)
     }
 
@@ -286,13 +295,14 @@ impl Engine {
         unreachable!("the last attempt returns")
     }
 
-    fn give(&mut self, port: PortId, queues: u32, sockets: Vec<(u32, Socket)>) {
+    fn give(&mut self, port: PortId, queues: u32, tx_queues: u32, sockets: Vec<(u32, Socket)>) {
         for (queue, socket) in sockets {
             let owner = self.ownership.owner(port, queue, queues);
-            self.tell(owner, Command::AddQueue { port, queue: socket });
+            let transmits = queue < tx_queues.max(1);
+            self.tell(owner, Command::AddQueue { port, queue: socket, transmits });
         }
         let ownership = self.ownership;
-        self.tell_all(|worker| Command::SetEgress { port, egress: ownership.egress(worker, port, queues) });
+        self.tell_all(|worker| Command::SetEgress { port, egress: ownership.egress(worker, port, queues, tx_queues) });
         self.queues.insert(port, queues);
     }
 
@@ -305,9 +315,14 @@ impl Engine {
     pub fn close_port(&mut self, port: PortId, handles: Vec<OpenQueue>) -> Result<(), EngineError> {
         drop(handles);
         self.queues.remove(&port);
-        for (index, worker) in self.workers.iter().enumerate() {
+        let ask = |index| {
             let (reply, answer) = channel::bounded(1);
             self.tell(index, Command::RemovePort { port, reply });
+            answer
+        };
+        // All are asked before the first is waited for, so that a slow one does not leave the port with the others.
+        let answers: Vec<_> = (0..self.workers.len()).map(ask).collect();
+        for (index, (worker, answer)) in self.workers.iter().zip(answers).enumerate() {
             let sockets = receive(&answer, index)?;
             if sockets.is_empty() {
                 continue;
@@ -474,7 +489,7 @@ mod tests {
             for queue in 0..8 {
                 assert_eq!(rule.owner(port, queue, 8), queue as usize % 4);
             }
-            assert!((0..4).all(|worker| rule.egress(worker, port, 8) == Egress::Own));
+            assert!((0..4).all(|worker| rule.egress(worker, port, 8, 8) == Egress::Own));
         }
     }
 
@@ -486,7 +501,14 @@ mod tests {
         let owner = rule.owner(PortId(6), 0, 1);
         for worker in 0..4 {
             let expected = if worker == owner { Egress::Own } else { Egress::Worker(owner as u8) };
-            assert_eq!(rule.egress(worker, PortId(6), 1), expected);
+            assert_eq!(rule.egress(worker, PortId(6), 1, 1), expected);
         }
+    }
+
+    #[test]
+    fn only_queues_that_can_send_do() {
+        let rule = Ownership::new(2);
+        assert_eq!(rule.egress(0, PortId(3), 4, 1), Egress::Own);
+        assert_eq!(rule.egress(1, PortId(3), 4, 1), Egress::Worker(0), "its queues 1 and 3 only receive");
     }
 }

@@ -342,13 +342,21 @@ impl Kernel {
     /// # Errors
     /// If the kernel does not answer. A driver that does not tell is taken to have one queue.
     pub fn rx_queues(&mut self, ifindex: u32) -> Result<u32, KernelError> {
+        Ok(self.queues(ifindex)?.0)
+    }
+
+    /// Receive and transmit queues that an interface uses now, each at least 1.
+    ///
+    /// # Errors
+    /// As [`Kernel::rx_queues`].
+    pub fn queues(&mut self, ifindex: u32) -> Result<(u32, u32), KernelError> {
         if self.ethtool.is_none() {
             self.ethtool = Some(Ethtool::open()?);
         }
-        let Some(ethtool) = &mut self.ethtool else { return Ok(1) };
-        match ethtool.rx_channels(ifindex) {
-            Ok(count) => Ok(count.max(1)),
-            Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => Ok(1),
+        let Some(ethtool) = &mut self.ethtool else { return Ok((1, 1)) };
+        match ethtool.channels(ifindex) {
+            Ok((rx, tx)) => Ok((rx.max(1), tx.max(1))),
+            Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => Ok((1, 1)),
             Err(error) => Err(error.into()),
         }
     }
@@ -459,24 +467,30 @@ impl Ethtool {
         Ok(Ethtool { requests, family })
     }
 
-    /// Receive channels in use: those of their own and those combined with transmit channels.
-    fn rx_channels(&mut self, ifindex: u32) -> Result<u32, NetlinkError> {
+    /// Receive and transmit channels in use: those of their own and those combined with the other kind.
+    fn channels(&mut self, ifindex: u32) -> Result<(u32, u32), NetlinkError> {
         const CHANNELS_GET: u8 = 17;
         const HEADER: u16 = 1 | 1 << 15;
         const HEADER_DEV_INDEX: u16 = 1;
         const RX_COUNT: u16 = 6;
+        const TX_COUNT: u16 = 7;
         const COMBINED_COUNT: u16 = 9;
         let device = attribute(HEADER_DEV_INDEX, &ifindex.to_ne_bytes());
         let request = generic(self.family, CHANNELS_GET, &[(HEADER, &device)]);
-        let mut count = 0;
+        let (mut rx, mut tx) = (0u32, 0u32);
         let action = format!("show the channels of interface {ifindex}");
         self.requests.get_bytes(&request, &action, |_, payload| {
-            count = generic_attributes(payload)
-                .filter(|(kind, _)| matches!(*kind, RX_COUNT | COMBINED_COUNT))
-                .filter_map(|(_, value)| parse_u32(&value).ok())
-                .fold(0, u32::saturating_add);
+            for (kind, value) in generic_attributes(payload) {
+                let Ok(count) = parse_u32(&value) else { continue };
+                if matches!(kind, RX_COUNT | COMBINED_COUNT) {
+                    rx = rx.saturating_add(count);
+                }
+                if matches!(kind, TX_COUNT | COMBINED_COUNT) {
+                    tx = tx.saturating_add(count);
+                }
+            }
         })?;
-        Ok(count)
+        Ok((rx, tx))
     }
 }
 

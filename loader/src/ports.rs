@@ -30,6 +30,8 @@ pub struct Candidate {
     pub kind: PortKind,
     /// Receive queues in use.
     pub queues: u32,
+    /// Transmit queues in use.
+    pub tx_queues: u32,
 }
 
 /// An open port.
@@ -210,7 +212,7 @@ impl Ports {
     ) -> Result<Vec<OpenQueue>, OpenError> {
         use std::os::fd::AsFd;
         steering.reset_counters(id)?;
-        let queues = engine.open_port(id, link.ifindex, link.queues)?;
+        let queues = engine.open_port(id, link.ifindex, link.queues, link.tx_queues)?;
         for queue in &queues {
             if let Err(error) = steering.set_socket(id, queue.queue, queue.handle.as_fd(), queue.worker) {
                 for queue in &queues {

@@ -563,7 +563,7 @@ fn wanted_ports_are_pods_and_uplinks() {
     let wish = PortWish { bridge: "cbr0", uplinks: &uplinks, skip: &skip, host_port: &[] };
     let wanted = wanted_ports(&world, &wish, |_| 99);
     let ports: Vec<_> = wanted.ports.iter().map(|port| (port.name.as_str(), port.kind, port.queues)).collect();
-    assert_eq!(ports, [("eth0", PortKind::Uplink, 16), ("veth4", PortKind::Pod, 16)]);
+    assert_eq!(ports, [("eth0", PortKind::Uplink, 99), ("veth4", PortKind::Pod, 99)]);
     let why: Vec<_> = wanted.refused.iter().map(|refusal| refusal.why.as_str()).collect();
     assert!(why[0].starts_with("eth7 is a member of cbr0"), "{why:?}");
     assert!(why[1].starts_with("cbr0 is the pod bridge"), "{why:?}");

@@ -98,8 +98,6 @@ pub struct SocketStatistics {
     pub rx_dropped: u64,
     /// Packets lost because the RX ring was full.
     pub rx_ring_full: u64,
-    /// Descriptors that the kernel refused on transmission.
-    pub tx_invalid: u64,
 }
 
 impl SocketHandle {
@@ -115,11 +113,7 @@ impl SocketHandle {
         };
         sys::get_option(self.fd.as_fd(), libc::SOL_XDP, libc::XDP_STATISTICS, zero).map_or_else(
             |_| SocketStatistics::default(),
-            |raw| SocketStatistics {
-                rx_dropped: raw.rx_dropped,
-                rx_ring_full: raw.rx_ring_full,
-                tx_invalid: raw.tx_invalid_descs,
-            },
+            |raw| SocketStatistics { rx_dropped: raw.rx_dropped, rx_ring_full: raw.rx_ring_full },
         )
     }
 }

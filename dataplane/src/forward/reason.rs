@@ -71,7 +71,7 @@ reasons! {
         EgressGone = 2, "egress_gone", "The egress port was removed between the decision and the transmission.";
         HostPortGone = 3, "host_port_gone", "The frame belongs to the kernel but the host port could not take it.";
         TooManyPieces = 4, "too_many_pieces", "The frame arrived in more pieces than a packet may have.";
-        TxInvalid = 5, "tx_invalid", "The kernel refused the descriptor on transmission.";
+        PortBlocked = 5, "port_blocked", "Its ports stopped talking to each other (blocked, isolated, moved) while it was on its way.";
     }
 }
 

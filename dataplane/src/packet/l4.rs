@@ -36,7 +36,7 @@ pub struct L4 {
 pub fn check_ipv4(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Result<L4, PassReason> {
     match protocol {
         TCP => tcp(bytes, offset, l4_bytes),
-        UDP => udp(bytes, offset, l4_bytes, true),
+        UDP => udp(bytes, offset, l4_bytes),
         ICMP => header::<ICMP_BYTES>(bytes, offset, l4_bytes).map(|_| L4 { may_hide_checksum: false }),
         _ => Err(PassReason::Protocol),
     }
@@ -48,7 +48,7 @@ pub fn check_ipv4(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Res
 pub fn check_ipv6(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Result<L4, PassReason> {
     match protocol {
         TCP => tcp(bytes, offset, l4_bytes),
-        UDP => udp(bytes, offset, l4_bytes, false),
+        UDP => udp(bytes, offset, l4_bytes),
         ICMPV6 => match header::<ICMP_BYTES>(bytes, offset, l4_bytes)?[0] {
             133..=137 => Err(PassReason::NeighbourDiscovery),
             _ => Ok(L4 { may_hide_checksum: false }),
@@ -76,7 +76,7 @@ fn tcp(bytes: &[u8], offset: u16, l4_bytes: u32) -> Result<L4, PassReason> {
 }
 
 #[inline]
-fn udp(bytes: &[u8], offset: u16, l4_bytes: u32, over_ipv4: bool) -> Result<L4, PassReason> {
+fn udp(bytes: &[u8], offset: u16, l4_bytes: u32) -> Result<L4, PassReason> {
     let header: &[u8; UDP_BYTES] = header(bytes, offset, l4_bytes)?;
     let source = u16::from_be_bytes([header[0], header[1]]);
     let destination = u16::from_be_bytes([header[2], header[3]]);
@@ -84,7 +84,7 @@ fn udp(bytes: &[u8], offset: u16, l4_bytes: u32, over_ipv4: bool) -> Result<L4, 
     if length != l4_bytes {
         return Err(PassReason::Malformed);
     }
-    let no_checksum = over_ipv4 && header[6..8] == [0, 0];
+    let no_checksum = header[6..8] == [0, 0];
     let tunnel = TUNNEL_PORTS.contains(&destination) || TUNNEL_PORTS.contains(&source);
     Ok(L4 { may_hide_checksum: no_checksum || tunnel })
 }

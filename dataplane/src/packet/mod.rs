@@ -38,7 +38,7 @@ pub struct Headers {
     pub l4_offset: u16,
     /// IPv4: the header checksum is right. IPv6 has none: true.
     pub header_checksum_ok: bool,
-    /// A UDP datagram that may be a tunnel with an unfinished checksum inside: it has no checksum of its own (IPv4), or a
+    /// A UDP datagram that may be a tunnel with an unfinished checksum inside: it has no checksum of its own, or a
     /// well-known tunnel port. Only matters where the sender offloads checksums ([`crate::table::Port::partial_checksums`]).
     pub may_hide_checksum: bool,
 }

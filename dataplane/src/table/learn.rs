@@ -27,7 +27,7 @@ pub struct LearnLimiter {
     /// Reports of the current second, by port.
     spent: Box<[u32]>,
     /// Direct-mapped memory of reports of the current second.
-    recent: Box<[Option<LearnReport>; RECENT]>,
+    recent: Box<[Option<(LearnReport, u64)>; RECENT]>,
 }
 
 impl Default for LearnLimiter {
@@ -48,16 +48,17 @@ pub enum Sighting {
 }
 
 impl LearnLimiter {
-    /// Judges a sighting at `now_s`, seconds of any monotonic clock.
+    /// Judges a sighting at `now_s`, seconds of any monotonic clock, against tables of `generation`. A repeat is only
+    /// suppressed while the tables are the same: an address that was taken away in between is reported again at once.
     #[inline]
-    pub fn sight(&mut self, report: LearnReport, now_s: u32) -> Sighting {
+    pub fn sight(&mut self, report: LearnReport, generation: u64, now_s: u32) -> Sighting {
         if now_s != self.second {
             self.second = now_s;
             self.spent.fill(0);
             self.recent.fill(None);
         }
         let slot = &mut self.recent[(report.mac.to_u64() ^ u64::from(report.port.0)) as usize % RECENT];
-        if *slot == Some(report) {
+        if *slot == Some((report, generation)) {
             return Sighting::Known;
         }
         let Some(spent) = self.spent.get_mut(report.port.index()) else { return Sighting::Limited };
@@ -65,7 +66,7 @@ impl LearnLimiter {
             return Sighting::Limited;
         }
         *spent += 1;
-        *slot = Some(report);
+        *slot = Some((report, generation));
         Sighting::Report
     }
 }
@@ -81,19 +82,21 @@ mod tests {
     #[test]
     fn a_port_that_makes_up_addresses_spends_only_its_own_allowance() {
         let mut limiter = LearnLimiter::default();
-        let made_up = (0..1000).filter(|mac| limiter.sight(report(1, 0x0200_0000_0000 + mac), 7) == Sighting::Report);
+        let made_up =
+            (0..1000).filter(|mac| limiter.sight(report(1, 0x0200_0000_0000 + mac), 1, 7) == Sighting::Report);
         assert_eq!(made_up.count() as u32, limits::MAX_LEARN_REPORTS_PER_SECOND);
-        assert_eq!(limiter.sight(report(2, 0x0200_0000_ffff), 7), Sighting::Report);
-        assert_eq!(limiter.sight(report(1, 0x0200_0000_ffff), 7), Sighting::Limited);
-        assert_eq!(limiter.sight(report(1, 0x0200_0000_ffff), 8), Sighting::Report);
+        assert_eq!(limiter.sight(report(2, 0x0200_0000_ffff), 1, 7), Sighting::Report);
+        assert_eq!(limiter.sight(report(1, 0x0200_0000_ffff), 1, 7), Sighting::Limited);
+        assert_eq!(limiter.sight(report(1, 0x0200_0000_ffff), 1, 8), Sighting::Report);
     }
 
     #[test]
     fn the_same_sighting_is_reported_once_a_second() {
         let mut limiter = LearnLimiter::default();
-        assert_eq!(limiter.sight(report(1, 2), 1), Sighting::Report);
-        assert_eq!(limiter.sight(report(1, 2), 1), Sighting::Known);
-        assert_eq!(limiter.sight(report(2, 2), 1), Sighting::Report, "moved to another port");
-        assert_eq!(limiter.sight(report(1, 2), 2), Sighting::Report);
+        assert_eq!(limiter.sight(report(1, 2), 1, 1), Sighting::Report);
+        assert_eq!(limiter.sight(report(1, 2), 1, 1), Sighting::Known);
+        assert_eq!(limiter.sight(report(2, 2), 1, 1), Sighting::Report, "moved to another port");
+        assert_eq!(limiter.sight(report(2, 2), 2, 1), Sighting::Report, "the tables have changed since");
+        assert_eq!(limiter.sight(report(1, 2), 1, 2), Sighting::Report);
     }
 }

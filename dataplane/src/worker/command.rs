@@ -15,6 +15,8 @@ pub enum Command<Q> {
         port: PortId,
         /// Its queue.
         queue: Q,
+        /// Whether the port can also send through it: a device may receive on more queues than it sends on.
+        transmits: bool,
     },
     /// Packets for `port` go this way.
     SetEgress {

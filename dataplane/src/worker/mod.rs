@@ -45,6 +45,7 @@ pub const LEARN_QUEUE: usize = 1024;
 struct Slot<Q> {
     port: PortId,
     queue: Q,
+    transmits: bool,
     /// Packets were queued since the last kick, or an earlier kick could not send all.
     dirty: bool,
 }
@@ -134,7 +135,7 @@ impl<Q: QueueIo> Worker<Q> {
     pub fn obey(&mut self, command: Command<Q>) -> ControlFlow<()> {
         // A loader that no longer waits for an answer has given up on it; nothing is owed then.
         match command {
-            Command::AddQueue { port, queue } => self.add_queue(port, queue),
+            Command::AddQueue { port, queue, transmits } => self.add_queue(port, queue, transmits),
             Command::SetEgress { port, egress } => self.egress[port.index()] = egress,
             Command::SetHostPort(port) => self.host_port = Some(port),
             Command::RemovePort { port, reply } => {
@@ -251,9 +252,9 @@ impl<Q: QueueIo> Worker<Q> {
         self.pool.put(&mut self.returned);
     }
 
-    fn add_queue(&mut self, port: PortId, queue: Q) {
+    fn add_queue(&mut self, port: PortId, queue: Q, transmits: bool) {
         self.pool.add_queue();
-        self.slots.push(Slot { port, queue, dirty: false });
+        self.slots.push(Slot { port, queue, transmits, dirty: false });
         self.index_slots();
         self.top_up(self.slots.len() - 1);
     }
@@ -275,9 +276,9 @@ impl<Q: QueueIo> Worker<Q> {
             .collect()
     }
 
-    /// The last queue of a port in `slots` transmits for it; any would do.
+    /// The last queue of a port in `slots` that can transmits for it.
     fn index_slots(&mut self) {
-        for (index, slot) in self.slots.iter().enumerate() {
+        for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.transmits) {
             self.own_slot[slot.port.index()] = index as u16;
         }
     }

@@ -10,6 +10,13 @@ use crate::packet::{self, Headers, rewrite};
 use crate::table::learn::{LearnReport, Sighting};
 use crate::table::{Port, PortKind, Tables};
 
+/// Whether a queue may hold another packet: a port whose packets linger on their way out must not collect the frames that
+/// the others need.
+#[inline]
+fn fits(queue: &impl QueueIo, packet: &[Piece]) -> bool {
+    queue.tx_outstanding() + packet.len() <= limits::MAX_TX_OUTSTANDING
+}
+
 impl<Q: QueueIo> Worker<Q> {
     /// Forwards a batch of whole packets that came in through `ingress`; `received` is empty afterwards.
     pub(super) fn forward_batch(&mut self, ingress: PortId, received: &mut Vec<Piece>, tables: &Tables, now_s: u32) {
@@ -36,8 +43,9 @@ impl<Q: QueueIo> Worker<Q> {
         match decide(&headers, ingress, tables) {
             Verdict::Forward { port, rewrite, used } => {
                 self.learn_source(&headers, ingress, tables, now_s);
-                self.activity.touch(used, now_s);
                 if let Rewrite::Route { destination, source } = rewrite {
+                    // Only a neighbour is kept by being sent to; an FDB entry, as on any bridge, by its own frames.
+                    self.activity.touch(used, now_s);
                     let bytes = self.memory.bytes_mut(&mut self.packet[0]);
                     rewrite::route(bytes, &headers, destination, source);
                 }
@@ -104,11 +112,11 @@ impl<Q: QueueIo> Worker<Q> {
         let slot = self.slots.get_mut(usize::from(self.own_slot[port.index()])).filter(|slot| slot.port == port);
         let slot = slot.ok_or(DropReason::EgressGone)?;
         let bytes: u64 = self.packet.iter().map(|piece| u64::from(piece.bytes)).sum();
-        if !slot.queue.transmit(&mut self.packet) {
+        if !fits(&slot.queue, &self.packet) || !slot.queue.transmit(&mut self.packet) {
             // A full ring is often only waiting for its kick.
             self.counters.tx_syscalls.add(u64::from(slot.queue.kick()));
             slot.queue.complete(&mut self.returned);
-            if !slot.queue.transmit(&mut self.packet) {
+            if !fits(&slot.queue, &self.packet) || !slot.queue.transmit(&mut self.packet) {
                 slot.dirty = true;
                 return Err(DropReason::TxRingFull);
             }
@@ -133,6 +141,10 @@ impl<Q: QueueIo> Worker<Q> {
     /// came from an uplink and is addressed to that interface gets the bridge's own MAC address instead, so that the node's
     /// stack accepts it there.
     fn pass_to_kernel(&mut self, ingress: PortId, headers: Option<&Headers>, reason: PassReason, tables: &Tables) {
+        // The kernel would see it come in through the host port, where such a port's state says nothing.
+        if matches!(reason, PassReason::PortState | PassReason::Hairpin) {
+            return self.drop_packet(ingress, DropReason::PortBlocked);
+        }
         let host = self.host_port.and_then(|id| Some((id, tables.ports.get(id)?)));
         let from = tables.ports.get(ingress);
         let Some((host_id, host)) = host else {
@@ -173,14 +185,15 @@ impl<Q: QueueIo> Worker<Q> {
         match tables.fdb.get(headers.source_mac) {
             Some(entry) if entry.port == ingress => self.activity.touch(entry.activity, now_s),
             Some(entry) if entry.is_static => {}
-            _ if from.learning => self.report_source(LearnReport { port: ingress, mac: headers.source_mac }, now_s),
+            _ if from.learning => self.report_source(ingress, headers, tables, now_s),
             _ => {}
         }
     }
 
     #[cold]
-    fn report_source(&mut self, report: LearnReport, now_s: u32) {
-        match self.limiter.sight(report, now_s) {
+    fn report_source(&mut self, ingress: PortId, headers: &Headers, tables: &Tables, now_s: u32) {
+        let report = LearnReport { port: ingress, mac: headers.source_mac };
+        match self.limiter.sight(report, tables.generation, now_s) {
             Sighting::Report if self.learn.push(report).is_ok() => self.counters.learn_reports.add(1),
             Sighting::Report | Sighting::Limited => self.counters.learn_limited.add(1),
             Sighting::Known => {}

@@ -133,7 +133,7 @@ impl Rig {
 
     fn add(&mut self, worker: usize, port: PortId, metadata: bool) {
         let queue = MemoryQueue::new(&self.umem, port.0 + 100, metadata);
-        self.tell(worker, Command::AddQueue { port, queue });
+        self.tell(worker, Command::AddQueue { port, queue, transmits: true });
         for other in 0..self.workers.len() {
             let egress = if other == worker { Egress::Own } else { Egress::Worker(worker as u8) };
             self.tell(other, Command::SetEgress { port, egress });
@@ -198,7 +198,8 @@ fn a_bridged_packet_leaves_as_it_came() {
     assert_eq!((counters.rx.get(), counters.forwarded.get()), (1, 1));
     assert_eq!(rig.workers[0].counters.port(POD2).tx.get(), 1);
     assert_eq!(rig.workers[0].activity.last_used_s(limits::MAX_NEIGHBOURS as u32 + 1), 100, "source entry used");
-    assert_eq!(rig.workers[0].activity.last_used_s(limits::MAX_NEIGHBOURS as u32 + 2), 100, "destination entry used");
+    let destination = limits::MAX_NEIGHBOURS as u32 + 2;
+    assert_eq!(rig.workers[0].activity.last_used_s(destination), 0, "a bridge forgets a station that is only sent to");
     assert_eq!(rig.learn.pop(), None);
     rig.assert_conserved();
 }

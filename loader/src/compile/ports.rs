@@ -28,7 +28,7 @@ pub struct WantedPort {
     pub name: String,
     /// Pod or uplink.
     pub kind: PortKind,
-    /// Receive queues that get a socket, from 1 to [`limits::MAX_QUEUES`].
+    /// Receive queues in use, at least 1; more than [`limits::MAX_QUEUES`] cannot be served.
     pub queues: u32,
     /// Its MTU, bytes.
     pub mtu: u32,
@@ -105,7 +105,7 @@ pub fn wanted_ports(world: &World, wish: &PortWish<'_>, mut queues: impl FnMut(&
             ifindex: link.ifindex,
             name: link.name.clone(),
             kind,
-            queues: queues(link).clamp(1, limits::MAX_QUEUES as u32),
+            queues: queues(link).max(1),
             mtu: link.mtu,
             xdp_program: link.xdp_program,
         });
