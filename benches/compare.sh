@@ -489,7 +489,7 @@ cpu_ticks() { sed 's/.*) //' "/proc/$FORWARDER/stat" | awk '{ print $12 + $13 }'
 
 # Everything about one peer in one repeat; fails with WHY.
 measure_peer() {
-    DELIVERED=0
+    DELIVERED=0 WHY='unknown reason'
     net_up || { WHY="the pods' namespaces could not be made" && return 1; }
     "start_$PEER" && check_frames || return 1
     measure_idle || return 1
@@ -521,14 +521,14 @@ main() {
     build
     : >"$WORK/results"
     describe_machine
-    declare -A unavailable=()
+    declare -A failures=() reasons=()
     for ((REPEAT = 1; REPEAT <= REPEATS; REPEAT++)); do
         for PEER in "${PEERS[@]}"; do
-            [[ -z ${unavailable[$PEER]:-} ]] || continue
             say "repeat $REPEAT of $REPEATS: ${TITLE[$PEER]}"
             if ! measure_peer; then
-                unavailable[$PEER]=${WHY:-unknown reason}
-                say "  cannot be measured: ${unavailable[$PEER]}"
+                failures[$PEER]=$((${failures[$PEER]:-0} + 1))
+                reasons[$PEER]=$WHY
+                say "  failed: $WHY"
             fi
             end_all
             net_down
@@ -537,9 +537,13 @@ main() {
     fact load_after "$(cut -d' ' -f1-3 /proc/loadavg) after the run"
     for PEER in "${PEERS[@]}"; do
         printf 'peer\t%s\t%s\t%s\n' "$PEER" "${TITLE[$PEER]}" "${SETTINGS[$PEER]:-}" >>"$WORK/results"
-        [[ -z ${unavailable[$PEER]:-} ]] || printf 'unavailable\t%s\t%s\n' "$PEER" "${unavailable[$PEER]}" >>"$WORK/results"
+        [[ -z ${failures[$PEER]:-} ]] || printf 'failed\t%s\t%s\t%s\n' "$PEER" "${failures[$PEER]}" "${reasons[$PEER]}" >>"$WORK/results"
     done
     "$REPORT" "$WORK/results" ${JSON:+--json "$JSON"}
 }
 
-main "$@"
+# Read as a whole: nothing more is taken from this file, whatever becomes of it meanwhile.
+{
+    main "$@"
+    exit 0
+}

@@ -5,7 +5,7 @@
 //! ```text
 //! fact         KEY    TEXT
 //! peer         NAME   TITLE    SETTINGS
-//! unavailable  NAME   REASON
+//! failed       NAME   REPEATS  REASON
 //! sample       NAME   REPEAT   MEASURE   VALUE
 //! ```
 //!
@@ -64,8 +64,15 @@ type Samples = BTreeMap<u32, f64>;
 struct Peer {
     title: String,
     settings: String,
-    unavailable: Option<String>,
+    failed: Option<Failed>,
     samples: BTreeMap<String, Samples>,
+}
+
+/// Repeats in which a peer could not be measured to the end, and the last reason.
+#[derive(Clone)]
+struct Failed {
+    repeats: u32,
+    reason: String,
 }
 
 impl Peer {
@@ -136,8 +143,9 @@ fn parse_line(run: &mut Run, fields: &[&str]) -> Result<()> {
             let peer = run.peers.entry(name.to_owned()).or_default();
             (peer.title, peer.settings) = (title.to_owned(), settings.to_owned());
         }
-        ["unavailable", name, reason] => {
-            run.peers.entry(name.to_owned()).or_default().unavailable = Some(reason.to_owned());
+        ["failed", name, repeats, reason] => {
+            let repeats = repeats.parse().context("the number of repeats is not a number")?;
+            run.peers.entry(name.to_owned()).or_default().failed = Some(Failed { repeats, reason: reason.to_owned() });
         }
         ["sample", name, repeat, measure, value] => {
             let repeat = repeat.parse().context("the repeat is not a number")?;
@@ -220,8 +228,8 @@ fn table(run: &Run) -> String {
     }
     let _ = write!(text, "\n{}", align(&rows));
     for peer in run.order.iter().map(|name| &run.peers[name]) {
-        if let Some(reason) = &peer.unavailable {
-            let _ = writeln!(text, "{}: could not be measured: {reason}", peer.title);
+        if let Some(Failed { repeats, reason }) = &peer.failed {
+            let _ = writeln!(text, "{}: {repeats} repeats could not be measured: {reason}", peer.title);
         }
     }
     let _ = write!(text, "\n{}", align(&promise_rows(run)));
@@ -233,7 +241,7 @@ fn promise_rows(run: &Run) -> Vec<Vec<String>> {
         let verdict = judge(run, promise);
         let (ratio, repeats) = match &verdict.measured {
             None => ("–".to_owned(), String::new()),
-            Some((_, ratio, r)) => (format!("{ratio:.2}"), format!("({:.2}–{:.2} in single repeats)", r.min, r.max)),
+            Some((_, ratio, r)) => (format!("{ratio:.3}"), format!("({:.3}–{:.3} in single repeats)", r.min, r.max)),
         };
         let wanted = format!("wanted ≥ {:.1}", promise.at_least);
         vec![promise.title.to_owned(), ratio, repeats, wanted, verdict.word().to_owned()]
@@ -253,7 +261,8 @@ fn as_json(run: &Run) -> Value {
                 Some((measure.clone(), json!({"median": s.median, "min": s.min, "max": s.max, "samples": values})))
             })
             .collect();
-        json!({"name": name, "title": peer.title, "settings": peer.settings, "unavailable": peer.unavailable,
+        json!({"name": name, "title": peer.title, "settings": peer.settings, "failed_repeats": peer.failed.as_ref().map_or(0, |f| f.repeats),
+               "failure": peer.failed.as_ref().map(|f| &f.reason),
                "measures": measures})
     };
     let promise = |promise| {
@@ -349,11 +358,12 @@ mod tests {
     #[test]
     fn the_table_names_who_could_not_be_measured_and_why() {
         let mut run = run_of(&[("loop", 1, "xdp_mpps", 0.4)]);
-        run.peers.get_mut("ovs").expect("named").unavailable = Some("not installed".to_owned());
+        run.peers.get_mut("ovs").expect("named").failed =
+            Some(Failed { repeats: 3, reason: "not installed".to_owned() });
         let text = table(&run);
-        assert!(text.contains("the ovs: could not be measured: not installed"), "{text}");
+        assert!(text.contains("the ovs: 3 repeats could not be measured: not installed"), "{text}");
         assert!(text.contains("0.400"), "{text}");
-        assert_eq!(as_json(&run)["peers"][1]["unavailable"], "not installed");
+        assert_eq!(as_json(&run)["peers"][1]["failure"], "not installed");
     }
 
     #[test]
