@@ -10,6 +10,7 @@
 # What one peer needs is in three functions: start_NAME, evidence_NAME (which way did the frames really go?) and
 # SETTINGS. The raw parts (sources, sink, the bare loop) are C files in compare/, medians and table a Rust program.
 
+# shellcheck disable=SC2317 # start_… and evidence_… are called by name
 set -euo pipefail
 
 readonly PROGRAM=${0##*/}
