@@ -69,7 +69,7 @@ static __always_inline __u32 fits(const struct packet *packet, const struct port
 }
 
 /* The destination MAC address is another pod's. */
-static __always_inline __u32 bridge(const struct head *head, const struct packet *packet, __u32 ingress,
+static __always_inline __u32 bridge(const struct head *head, struct packet *packet, __u32 ingress,
 				    const struct port *from, const struct node *node)
 {
 	const struct port *to;
@@ -87,6 +87,7 @@ static __always_inline __u32 bridge(const struct head *head, const struct packet
 		return PASS_PORT_STATE;
 	if (from->flags & to->flags & PORT_ISOLATED)
 		return PASS_PORT_STATE;
+	packet->egress = *egress;
 	return fits(packet, from, to, ~0U);
 }
 
@@ -121,7 +122,7 @@ static __always_inline const __u32 *on_link(const struct head *head, __u32 link)
 }
 
 /* The destination MAC address is the node's, the destination IP address is somebody else's. */
-static __always_inline __u32 route(const struct head *head, const struct packet *packet, __u32 ingress,
+static __always_inline __u32 route(const struct head *head, struct packet *packet, __u32 ingress,
 				   const struct port *from, const struct node *node)
 {
 	int is_ipv4 = head->ethertype == bpf_htons(ETHERTYPE_IPV4);
@@ -163,6 +164,7 @@ static __always_inline __u32 route(const struct head *head, const struct packet 
 	to = forwarding_port(adjacency->port);
 	if (!to)
 		return PASS_PORT_STATE;
+	packet->egress = adjacency->port;
 	return fits(packet, from, to, next_hop->mtu);
 }
 
@@ -170,7 +172,7 @@ static __always_inline __u32 route(const struct head *head, const struct packet 
  * Decides a frame that came in through port ingress, whose entry is from. ADMIT: Podlane forwards it. Anything else, even
  * a number beyond PASS_REASONS out of a half-written table: it is the kernel's.
  */
-static __always_inline __u32 decide(const struct head *head, const struct packet *packet, __u32 ingress,
+static __always_inline __u32 decide(const struct head *head, struct packet *packet, __u32 ingress,
 				    const struct port *from)
 {
 	__u32 zero = 0;

@@ -107,6 +107,7 @@ struct packet {
 	__u32 l3_bytes;
 	/* A UDP datagram that may be a tunnel with an unfinished checksum inside. */
 	__u32 may_hide_checksum;
+	__u32 egress; /* the port that the decision found */
 };
 
 /* VXLAN (IANA and Linux's old default), Geneve, FOU and GUE, GTP-U, MPLS. */

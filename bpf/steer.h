@@ -59,6 +59,33 @@ static __always_inline int worker_is_alive(__u32 socket)
 	return ns && (__s64)(bpf_ktime_get_coarse_ns() - ns) <= (__s64)(HEARTBEAT_STALE_MS * NS_PER_MS);
 }
 
+/*
+ * Whether the frame's way out is alive too: a worker hands frames for a port of which it owns no queue to one that does.
+ * A port with a queue for every worker needs nobody else; of any other, each owner must be alive.
+ */
+static __always_inline int way_out_is_alive(__u32 ingress_socket, __u32 egress)
+{
+	const __u32 *worker = bpf_map_lookup_elem(&owners, &ingress_socket);
+	const __u32 *owner;
+	__u32 socket;
+
+	barrier_var(egress);
+	if (!worker || *worker >= MAX_QUEUES || egress >= MAX_PORTS)
+		return 0;
+	socket = egress * MAX_QUEUES + *worker;
+	owner = bpf_map_lookup_elem(&owners, &socket);
+	if (owner && *owner == *worker && bpf_map_lookup_elem(&sockets, &socket))
+		return 1;
+	for (__u32 queue = 0; queue < MAX_QUEUES; queue++) {
+		socket = egress * MAX_QUEUES + queue;
+		if (!bpf_map_lookup_elem(&sockets, &socket))
+			return 1;
+		if (!worker_is_alive(socket))
+			return 0;
+	}
+	return 1;
+}
+
 static __always_inline int pass(struct counters *count, __u32 reason)
 {
 	if (reason >= PASS_REASONS)
@@ -69,14 +96,14 @@ static __always_inline int pass(struct counters *count, __u32 reason)
 }
 
 /* Sends an admitted frame to the socket of its queue if somebody drains it. */
-static __always_inline int to_socket(struct xdp_md *ctx, __u32 port, struct counters *count)
+static __always_inline int to_socket(struct xdp_md *ctx, __u32 port, __u32 egress, struct counters *count)
 {
 	__u32 queue = ctx->rx_queue_index;
 	__u32 socket = port * MAX_QUEUES + queue;
 
 	if (queue >= MAX_QUEUES || !bpf_map_lookup_elem(&sockets, &socket))
 		return pass(count, PASS_NO_SOCKET);
-	if (!worker_is_alive(socket))
+	if (!worker_is_alive(socket) || !way_out_is_alive(socket, egress))
 		return pass(count, PASS_WORKER_STALLED);
 	if (bpf_redirect_map(&sockets, socket, XDP_PASS) != XDP_REDIRECT)
 		return pass(count, PASS_NO_SOCKET);
@@ -114,10 +141,11 @@ static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden)
 	/* A number that was handed out again while we looked belongs to another interface now. */
 	if (!port || port->ifindex != ifindex)
 		return pass(count, PASS_PORT_STATE);
+	packet.egress = MAX_PORTS;
 	reason = decide(&head, &packet, ingress, port);
 	if (reason != ADMIT)
 		return pass(count, reason);
-	return to_socket(ctx, ingress, count);
+	return to_socket(ctx, ingress, packet.egress, count);
 }
 
 #endif

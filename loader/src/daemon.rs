@@ -210,6 +210,9 @@ impl Daemon {
     }
 
     fn serve(&mut self, mut signals: UnixStream) -> Result<(), RunError> {
+        if let Some(engine) = &self.engine {
+            engine.wait_for_workers()?;
+        }
         let ports = self.ports.open().count() - 1;
         let generation = self.tables().generation;
         tracing::info!("podlane is ready: {ports} ports, workers: {}, tables {generation}", self.config.workers());
@@ -413,6 +416,12 @@ impl Daemon {
         }
         if self.queues_counted.elapsed() >= QUEUE_COUNT {
             self.follow(Changes::LINKS)?;
+        }
+        // What was just learned is in the mirror before entries are refreshed, or a moved address would be moved back. The
+        // kernel queues the notification before it acknowledges the request.
+        let changes = self.mirror.read()?;
+        if !changes.is_empty() {
+            self.follow(changes)?;
         }
         self.keep_entries_alive();
         Ok(())

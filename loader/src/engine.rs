@@ -25,6 +25,8 @@ use podlane_dataplane::{PortId, limits};
 /// How long a worker may take to answer before it is given up. It answers between two batches, but a machine that is short
 /// of CPU may keep it from running for a while, and what it owes is lost when it is given up.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long an audit waits for a worker: somebody waits for the answer, and the daemon meanwhile does nothing else.
+const AUDIT_ANSWER: Duration = Duration::from_millis(200);
 /// How often a queue is tried that another socket still holds: closing is asynchronous in the kernel.
 const BIND_ATTEMPTS: u32 = 8;
 
@@ -323,7 +325,7 @@ impl Engine {
         // All are asked before the first is waited for, so that a slow one does not leave the port with the others.
         let answers: Vec<_> = (0..self.workers.len()).map(ask).collect();
         for (index, (worker, answer)) in self.workers.iter().zip(answers).enumerate() {
-            let sockets = receive(&answer, index)?;
+            let sockets = receive(&answer, index, ANSWER)?;
             if sockets.is_empty() {
                 continue;
             }
@@ -331,7 +333,7 @@ impl Engine {
             let (reply, answer) = channel::bounded(1);
             let _ = worker.commands.send(Command::Reclaim { closed, reply });
             worker.waker.wake();
-            receive(&answer, index)?;
+            receive(&answer, index, ANSWER)?;
         }
         Ok(())
     }
@@ -348,11 +350,23 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Stuck`].
     pub fn audit(&self) -> Result<FrameCount, EngineError> {
+        self.audit_within(AUDIT_ANSWER)
+    }
+
+    /// Waits until every worker has come around once.
+    ///
+    /// # Errors
+    /// [`EngineError::Stuck`].
+    pub fn wait_for_workers(&self) -> Result<(), EngineError> {
+        self.audit_within(ANSWER).map(drop)
+    }
+
+    fn audit_within(&self, timeout: Duration) -> Result<FrameCount, EngineError> {
         let mut sum = FrameCount::default();
         for index in 0..self.workers.len() {
             let (reply, answer) = channel::bounded(1);
             self.tell(index, Command::Audit { reply });
-            sum += receive(&answer, index)?;
+            sum += receive(&answer, index, timeout)?;
         }
         Ok(sum)
     }
@@ -429,8 +443,8 @@ impl Engine {
     }
 }
 
-fn receive<T>(answer: &channel::Receiver<T>, worker: usize) -> Result<T, EngineError> {
-    answer.recv_timeout(ANSWER).map_err(|error| match error {
+fn receive<T>(answer: &channel::Receiver<T>, worker: usize, timeout: Duration) -> Result<T, EngineError> {
+    answer.recv_timeout(timeout).map_err(|error| match error {
         RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => EngineError::Stuck(worker),
     })
 }

@@ -57,7 +57,8 @@ impl LearnLimiter {
             self.spent.fill(0);
             self.recent.fill(None);
         }
-        let slot = &mut self.recent[(report.mac.to_u64() ^ u64::from(report.port.0)) as usize % RECENT];
+        // By the address alone: a sighting elsewhere overwrites it, so one that moves back is reported again.
+        let slot = &mut self.recent[report.mac.to_u64() as usize % RECENT];
         if *slot == Some((report, generation)) {
             return Sighting::Known;
         }
@@ -97,6 +98,8 @@ mod tests {
         assert_eq!(limiter.sight(report(1, 2), 1, 1), Sighting::Known);
         assert_eq!(limiter.sight(report(2, 2), 1, 1), Sighting::Report, "moved to another port");
         assert_eq!(limiter.sight(report(2, 2), 2, 1), Sighting::Report, "the tables have changed since");
-        assert_eq!(limiter.sight(report(1, 2), 1, 2), Sighting::Report);
+        assert_eq!(limiter.sight(report(1, 2), 2, 1), Sighting::Report, "and moved back");
+        assert_eq!(limiter.sight(report(1, 2), 2, 1), Sighting::Known);
+        assert_eq!(limiter.sight(report(1, 2), 2, 2), Sighting::Report);
     }
 }
