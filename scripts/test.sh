@@ -72,7 +72,7 @@ system_suite() {
     fi
     mapfile -t failed < <(sed -n 's/^test \([^ ]*\) *\.\.\. FAILED$/\1/p' "$log")
     rm -f "$log"
-    ((${#failed[@]} > 0 && ${#failed[@]} <= 20)) || return 1
+    ((${#failed[@]} > 0 && ${#failed[@]} <= 40)) || return 1
     for name in "${failed[@]}"; do
         printf -- '-- once more: %s\n' "$name"
         system_cases --exact "$name" || again=1
