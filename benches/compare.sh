@@ -433,8 +433,9 @@ check_frames() {
     [[ $failed == no ]] || { WHY="checked burst: $(tail -qn1 "$log" "$WORK/source.log" | tr '\n' ' ')" && return 1; }
 }
 
-# measure_rate SOURCE NAME: delivered and offered Mpps as samples NAME_mpps and NAME_offered_mpps, and as NAME_busy_ns the
-# CPU time of the forwarder for each delivered frame, which a disturbed machine hardly changes
+# measure_rate SOURCE NAME: delivered and offered Mpps as samples NAME_mpps and NAME_offered_mpps, and two
+# that a disturbed machine hardly changes: NAME_busy_ns, the CPU time of the forwarder for each delivered frame, and
+# NAME_source_ns, that of the source for each offered frame, with all that the host end does with it there
 measure_rate() {
     local log=$WORK/$PEER-$2.log
     launch "$log" taskset -c "$GENERATOR_CPU" ip netns exec "${POD[2]}" \
@@ -448,11 +449,12 @@ measure_rate() {
     [[ $failed == no ]] || { WHY="$2: $(tail -qn1 "$log" "$WORK/source.log" | tr '\n' ' ')" && return 1; }
     sample "$PEER" "$REPEAT" "$2_mpps" "$(per_second delivered "$log")"
     sample "$PEER" "$REPEAT" "$2_offered_mpps" "$(per_second offered "$WORK/source.log")"
-    [[ -z $FORWARDER ]] || sample "$PEER" "$REPEAT" "$2_busy_ns" \
-        "$(awk -F'[= ]' '$1 == "delivered" && $2 > 0 { printf "%.1f\n", $6 / $2 * 1e9 }' "$log")"
+    [[ -z $FORWARDER ]] || sample "$PEER" "$REPEAT" "$2_busy_ns" "$(busy_per_frame "$log")"
+    sample "$PEER" "$REPEAT" "$2_source_ns" "$(busy_per_frame "$WORK/source.log")"
     DELIVERED=$((DELIVERED + $(sed -n 's/delivered=\([0-9]*\).*/\1/p' "$log")))
 }
 
+busy_per_frame() { awk -F'[= ]' '/ busy=/ { printf "%.1f\n", $2 > 0 ? $6 / $2 * 1e9 : 0 }' "$1"; }
 per_second() { awk -F'[= ]' -v name="$1" '$1 == name { printf "%.6f\n", $2 / $4 / 1e6 }' "$2"; }
 
 # measure_tcp FROM TO NAME: Gbit/s at the receiver. The sender has the generator's core, the receiver the forwarder's.

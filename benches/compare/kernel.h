@@ -129,12 +129,17 @@ static inline unsigned interface_index(const char *name)
     return index;
 }
 
+static inline double clock_s(clockid_t clock)
+{
+    struct timespec t = {0};
+    clock_gettime(clock, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
 /* Seconds of a clock that only goes forward. */
 static inline double now_s(void)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+    return clock_s(CLOCK_MONOTONIC);
 }
 
 static inline void sleep_s(double seconds)

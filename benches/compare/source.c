@@ -7,8 +7,9 @@
  *   source udp   IFACE ENDS WARMUP SECONDS    the same as skbs, from an ordinary UDP socket, through the pod's own stack
  *   source check IFACE ENDS                   the checked burst: CHECK_SKBS different skbs, then CHECK_XDPS xdp frames
  *
- * ENDS is SOURCE_MAC TARGET_MAC SOURCE_IP TARGET_IP. Prints `offered=FRAMES seconds=S`: what was handed to the
- * interface in SECONDS after WARMUP; the interface may have dropped some of it.
+ * ENDS is SOURCE_MAC TARGET_MAC SOURCE_IP TARGET_IP. Prints `offered=FRAMES seconds=S busy=S`: what was handed to
+ * the interface in SECONDS after WARMUP, of which it may have dropped some, and the CPU time of that. On a veth it
+ * includes whatever the receiving end does with the frame in its XDP program and behind it.
  */
 #define _GNU_SOURCE
 #include "frames.h"
@@ -33,7 +34,9 @@ struct tally {
     double started, opened;     /* seconds of now_s(); 0: not yet */
     uint64_t total, at_opening; /* frames */
     uint64_t counted;           /* frames of the window, once it is closed */
-    double counted_s;
+    double counted_s, busy_s;   /* its length, and the CPU time that the source took in it */
+    double busy_at_opening;
+    clockid_t cpu_clock; /* of the process that sends */
 };
 
 /* Takes note of frames just offered; false when it is time to stop. */
@@ -46,10 +49,12 @@ static bool tally_add(struct tally *tally, uint64_t frames)
     if (tally->opened == 0 && now - tally->started >= tally->warmup) {
         tally->opened = now;
         tally->at_opening = tally->total;
+        tally->busy_at_opening = clock_s(tally->cpu_clock);
     }
     if (tally->counted_s == 0 && tally->opened != 0 && now - tally->opened >= tally->length) {
         tally->counted_s = now - tally->opened;
         tally->counted = tally->total - tally->at_opening;
+        tally->busy_s = clock_s(tally->cpu_clock) - tally->busy_at_opening;
     }
     return now - tally->started < tally->warmup + tally->length + AFTER_S;
 }
@@ -125,6 +130,8 @@ static void send_xdp(const char *interface, const struct ends *ends, struct tall
             ;
         _exit(1);
     }
+    if (clock_getcpuclockid(child, &tally->cpu_clock))
+        fail("cannot read the CPU time of a process");
     uint64_t before, now = 0;
     do {
         sleep_s(0.005);
@@ -247,7 +254,9 @@ int main(int argc, char **argv)
         send_check(interface, &ends);
         return 0;
     }
-    struct tally tally = {.warmup = number_argument(argv[7], 0, 60), .length = number_argument(argv[8], 0.1, 3600)};
+    struct tally tally = {.cpu_clock = CLOCK_PROCESS_CPUTIME_ID,
+                          .warmup = number_argument(argv[7], 0, 60),
+                          .length = number_argument(argv[8], 0.1, 3600)};
     if (!strcmp(kind, "xdp"))
         send_xdp(interface, &ends, &tally);
     else if (!strcmp(kind, "ring"))
@@ -258,6 +267,6 @@ int main(int argc, char **argv)
         send_udp(&ends, &tally);
     else
         fail("\"%s\" is not a kind of source", kind);
-    printf("offered=%llu seconds=%.6f\n", (unsigned long long)tally.counted, tally.counted_s);
+    printf("offered=%llu seconds=%.6f busy=%.6f\n", (unsigned long long)tally.counted, tally.counted_s, tally.busy_s);
     return 0;
 }
