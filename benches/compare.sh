@@ -454,7 +454,7 @@ measure_rate() {
     DELIVERED=$((DELIVERED + $(sed -n 's/delivered=\([0-9]*\).*/\1/p' "$log")))
 }
 
-busy_per_frame() { awk -F'[= ]' '/ busy=/ { printf "%.1f\n", $2 > 0 ? $6 / $2 * 1e9 : 0 }' "$1"; }
+busy_per_frame() { awk -F'[= ]' '/ busy=/ { printf "%.1f\n", ($2 > 0) ? $6 / $2 * 1e9 : 0 }' "$1"; }
 per_second() { awk -F'[= ]' -v name="$1" '$1 == name { printf "%.6f\n", $2 / $4 / 1e6 }' "$2"; }
 
 # measure_tcp FROM TO NAME: Gbit/s at the receiver. The sender has the generator's core, the receiver the forwarder's.

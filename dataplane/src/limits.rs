@@ -33,6 +33,11 @@ pub const RX_HEADROOM: usize = 256;
 pub const MAX_PIECES: usize = 18;
 /// Bytes of the largest frame that the engine carries, Ethernet header included.
 pub const MAX_FRAME: usize = 65_014;
+/// Packets from one queue since the worker's last sleep from which on it stops watching the queue until the next sleep.
+/// Fewer are not worth the two system calls.
+pub const UNWATCH_PACKETS: usize = 64;
+/// Turns with work between two looks for such queues.
+pub const UNWATCH_TURNS: u32 = 16;
 /// Packets that a worker takes from one socket before it looks at the next.
 pub const BATCH: usize = 64;
 /// Frames that one queue may hold for transmission: in its TX ring, in flight and completed.

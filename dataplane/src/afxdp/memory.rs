@@ -1,7 +1,7 @@
 //! A queue in plain memory: what a test puts in is received, what is transmitted can be read back.
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::umem::{ClosedSocket, Frame, FrameMemory, Umem};
 use super::{Piece, QueueFrames, QueueIo};
@@ -26,6 +26,8 @@ pub struct MemoryQueue {
     pub tx_room: usize,
     /// While set, [`QueueIo::kick`] sends nothing, like a device that is down.
     pub stuck: bool,
+    /// What [`QueueIo::poll_fd`] gives: the reading end of a pipe, say.
+    pub readable: Option<OwnedFd>,
     metadata: bool,
 }
 
@@ -43,6 +45,7 @@ impl MemoryQueue {
             sent: Vec::new(),
             tx_room: 2048,
             stuck: false,
+            readable: None,
             metadata,
         }
     }
@@ -78,7 +81,7 @@ impl QueueIo for MemoryQueue {
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.readable.as_ref().map(AsFd::as_fd)
     }
 
     fn ready(&mut self) -> bool {

@@ -32,7 +32,7 @@ pub use handoff::Handoff;
 pub use run::{IdlePolicy, run};
 
 use crate::addr::PortId;
-use crate::afxdp::{Frame, FrameMemory, Piece, QueueIo, Umem};
+use crate::afxdp::{Frame, FrameMemory, Piece, QueueIo, Umem, Waiter};
 use crate::limits;
 use crate::table::learn::{LearnLimiter, LearnReport};
 use crate::table::{Activity, Tables};
@@ -48,6 +48,10 @@ struct Slot<Q> {
     transmits: bool,
     /// Packets were queued since the last kick, or an earlier kick could not send all.
     dirty: bool,
+    /// Packets received since the worker last slept.
+    awake_rx: usize,
+    /// Whether a packet that arrives wakes the worker.
+    watched: bool,
 }
 
 /// What a worker is made of.
@@ -179,6 +183,26 @@ impl<Q: QueueIo> Worker<Q> {
             || self.slots.iter_mut().any(|slot| slot.queue.ready())
     }
 
+    /// No longer lets `waiter` watch the queues that are busy: the kernel runs a watcher for every packet, asleep or not, on
+    /// the sender's time and behind a lock that both sides pull to and fro. For a queue that is looked at all the time anyway,
+    /// that is for nothing.
+    fn unwatch_busy(&mut self, waiter: &Waiter) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.watched && slot.awake_rx >= limits::UNWATCH_PACKETS) {
+            waiter.remove(&slot.queue);
+            slot.watched = false;
+        }
+    }
+
+    /// Has `waiter` watch all queues again, before a sleep. A packet that is already there wakes at once.
+    fn watch_all(&mut self, waiter: &Waiter) {
+        for slot in &mut self.slots {
+            slot.awake_rx = 0;
+            if !slot.watched {
+                slot.watched = waiter.add(&slot.queue).is_ok();
+            }
+        }
+    }
+
     /// The queues of a port that it serves.
     pub fn queues(&self, port: PortId) -> impl Iterator<Item = &Q> {
         self.slots.iter().filter(move |slot| slot.port == port).map(|slot| &slot.queue)
@@ -197,6 +221,7 @@ impl<Q: QueueIo> Worker<Q> {
             self.counters.batches.add(1);
             let port = self.slots[slot].port;
             self.counters.port(port).rx.add(packets as u64);
+            self.slots[slot].awake_rx += packets;
             self.forward_batch(port, &mut received, tables, now_s);
         }
         self.received = received;
@@ -254,7 +279,7 @@ impl<Q: QueueIo> Worker<Q> {
 
     fn add_queue(&mut self, port: PortId, queue: Q, transmits: bool) {
         self.pool.add_queue();
-        self.slots.push(Slot { port, queue, transmits, dirty: false });
+        self.slots.push(Slot { port, queue, transmits, dirty: false, awake_rx: 0, watched: true });
         self.index_slots();
         self.top_up(self.slots.len() - 1);
     }

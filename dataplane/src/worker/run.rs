@@ -33,6 +33,7 @@ pub fn run<Q: QueueIo>(
     raise_priority();
     let spin_ns = u64::from(idle.spin_us) * 1000;
     let mut idle_since_ns = None;
+    let mut busy_turns = 0u32;
     loop {
         let now_ns = clock::coarse_ns();
         heartbeat.beat(now_ns);
@@ -43,6 +44,10 @@ pub fn run<Q: QueueIo>(
         }
         if worker.turn(tables.load(), (now_ns / 1_000_000_000) as u32) != 0 {
             idle_since_ns = None;
+            busy_turns = busy_turns.wrapping_add(1);
+            if busy_turns.is_multiple_of(limits::UNWATCH_TURNS) {
+                worker.unwatch_busy(&waiter);
+            }
             continue;
         }
         let now_ns = clock::precise_ns();
@@ -51,6 +56,7 @@ pub fn run<Q: QueueIo>(
             std::hint::spin_loop();
             continue;
         }
+        worker.watch_all(&waiter);
         let slept = waiter.sleep(limits::HEARTBEAT_PERIOD_MS, || worker.work_waits());
         worker.counters().sleeps.add(u64::from(slept != Slept::NotAtAll));
         worker.counters().wakeups.add(u64::from(slept == Slept::UntilWoken));

@@ -1,5 +1,6 @@
 //! The worker over queues in memory: real frames and tables, no kernel.
 
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use etherparse::PacketBuilder;
 
 use super::*;
 use crate::MacAddr;
-use crate::afxdp::{MemoryQueue, Waiter};
+use crate::afxdp::{MemoryQueue, Slept, Waiter};
 use crate::forward::{DropReason, PassReason};
 use crate::table::{Adjacency, Cluster, Fdb, FdbEntry, Fib, LinkId, NextHop, NextHopAction, Port, PortKind, PortTable};
 
@@ -233,6 +234,32 @@ fn a_packet_of_many_pieces_arrives_whole_and_one_of_too_many_is_dropped() {
     assert_eq!(rig.workers[0].counters.port(POD1).dropped[DropReason::TooManyPieces as usize].get(), 1);
     rig.assert_balanced(POD1);
     rig.assert_conserved();
+}
+
+#[test]
+fn a_busy_queue_wakes_nobody_until_the_worker_is_about_to_sleep() {
+    let mut rig = Rig::single(false);
+    let (waiter, _) = Waiter::new().unwrap();
+    let (reader, mut sender) = std::io::pipe().unwrap();
+    rig.queue(0, POD1).readable = Some(reader.into());
+    waiter.add(rig.queue(0, POD1)).unwrap();
+    let frame = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"hello");
+    for _ in 1..limits::UNWATCH_PACKETS {
+        assert!(rig.queue(0, POD1).arrive(&frame, 3840));
+        rig.turn();
+    }
+    rig.workers[0].unwatch_busy(&waiter);
+    sender.write_all(b"a").unwrap();
+    assert_eq!(waiter.sleep(0, || false), Slept::UntilWoken, "not busy enough");
+    assert!(rig.queue(0, POD1).arrive(&frame, 3840));
+    rig.turn();
+    rig.workers[0].unwatch_busy(&waiter);
+    sender.write_all(b"b").unwrap();
+    assert_eq!(waiter.sleep(0, || false), Slept::UntilTimeout, "no longer watched");
+    rig.workers[0].watch_all(&waiter);
+    assert_eq!(waiter.sleep(0, || false), Slept::UntilWoken, "what came meanwhile is not missed");
+    sender.write_all(b"c").unwrap();
+    assert_eq!(waiter.sleep(0, || false), Slept::UntilWoken);
 }
 
 #[test]
