@@ -52,6 +52,54 @@ struct xdp_md {
 	__u32 egress_ifindex;
 };
 
+/* What a tc program answers (enum tcx_action_base; the same numbers as clsact's TC_ACT_UNSPEC and TC_ACT_REDIRECT). */
+enum {
+	TCX_NEXT = -1,
+	TCX_REDIRECT = 7,
+};
+
+enum {
+	BPF_F_RECOMPUTE_CSUM = 1 << 0,
+};
+
+/* What a tc program sees of a socket buffer. The fields up to gso_size are those of every supported kernel. */
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol;
+	__u32 vlan_present;
+	__u32 vlan_tci;
+	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
+	__u32 napi_id;
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 data_meta;
+	__u64 flow_keys;
+	__u64 tstamp;
+	__u32 wire_len;
+	__u32 gso_segs;
+	__u64 sk;
+	__u32 gso_size;
+};
+
+#define NS_PER_MS 1000000ULL
+
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 

@@ -21,5 +21,7 @@
 #define MAX_CLUSTER_CIDRS 16
 /* A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds. */
 #define HEARTBEAT_STALE_MS 90
+/* Tables whose writer has shown no life for this long are not trusted any more, milliseconds. */
+#define TABLES_STALE_MS 1000
 
 #endif

@@ -26,6 +26,14 @@
 #define ETHERTYPE_VLAN 0x8100
 #define ETHERTYPE_QINQ 0x88a8
 
+/* Where the L4 header of a packet without options or extension headers starts. */
+#define IPV4_L4 (ETHERNET_BYTES + IPV4_BYTES)
+#define IPV6_L4 (ETHERNET_BYTES + IPV6_BYTES)
+
+/* The hop-by-hop header that carries a jumbo payload length and nothing else (RFC 2675), and its option's type. */
+#define JUMBO_BYTES 8
+#define JUMBO_OPTION 0xc2
+
 #define PROTOCOL_ICMP 1
 #define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
@@ -55,6 +63,15 @@ struct ipv4 {
 	struct udp udp;
 };
 
+/* What Linux puts between the IPv6 and the TCP header of a super-frame beyond 65,535 bytes (ip6_xmit). */
+struct jumbo {
+	__u8 next_header;
+	__u8 header_length;
+	__u8 option;
+	__u8 option_length;
+	__be32 payload_length;
+};
+
 /* An IPv6 address in wire order, as two integers that can be compared and masked. */
 struct address6 {
 	__be64 high;
@@ -71,6 +88,7 @@ struct ipv6 {
 	struct address6 destination;
 	union {
 		struct udp udp;
+		struct jumbo jumbo;
 		__u8 icmp_type;
 	};
 };
@@ -97,17 +115,32 @@ struct head {
 
 _Static_assert(sizeof(struct head) == 2 + HEAD_BYTES, "the copied headers have no gaps");
 
+struct adjacency;
+struct station;
+
 /* What a decision needs to know of a frame besides its addresses. */
 struct packet {
-	/* Bytes of the frame that are in the head: all, or HEAD_BYTES. */
+	/* Bytes of the frame that are in the head: all, or as many as a decision may look at. */
 	__u64 head_bytes;
 	/* Bytes of the whole frame, all buffers together. */
 	__u64 frame_bytes;
+	/* The same, of the largest frame that it becomes on a wire: less for a super-frame. */
+	__u64 wire_bytes;
+	/* A super-frame: the kernel cuts it into segments when it leaves, and its IP length may be 0 for "beyond 65,535". */
+	__u32 is_super;
+	/* Where the L4 header starts, and which it is. */
+	__u32 l4_offset;
+	__u32 protocol;
 	/* Bytes of the IP packet, as its header says. */
 	__u32 l3_bytes;
 	/* A UDP datagram that may be a tunnel with an unfinished checksum inside. */
 	__u32 may_hide_checksum;
-	__u32 egress; /* the port that the decision found */
+	/* What the decision found: the port to leave through, */
+	__u32 egress;
+	/* the new MAC addresses of a routed packet (NULL: bridged), */
+	const struct adjacency *adjacency;
+	/* and the entry of the sender's MAC address, if the port is one that learns. */
+	const struct station *sender;
 };
 
 /* VXLAN (IANA and Linux's old default), Geneve, FOU and GUE, GTP-U, MPLS. */
@@ -145,6 +178,8 @@ static __always_inline __u32 parse_ipv4(const struct ipv4 *ip, struct packet *pa
 		return ip->version_and_length >> 4 == 4 && (ip->version_and_length & 0x0f) > 5 ? PASS_OPTIONS
 											       : PASS_MALFORMED;
 	packet->l3_bytes = bpf_ntohs(ip->length);
+	if (packet->is_super && packet->l3_bytes == 0)
+		packet->l3_bytes = packet->frame_bytes - ETHERNET_BYTES;
 	if (packet->l3_bytes < IPV4_BYTES || packet->l3_bytes + ETHERNET_BYTES > packet->frame_bytes)
 		return PASS_MALFORMED;
 	if (bpf_ntohs(ip->fragment) & FRAGMENT_MASK)
@@ -152,6 +187,8 @@ static __always_inline __u32 parse_ipv4(const struct ipv4 *ip, struct packet *pa
 	if (ip->ttl <= 1)
 		return PASS_TTL;
 	l4_bytes = packet->l3_bytes - IPV4_BYTES;
+	packet->l4_offset = IPV4_L4;
+	packet->protocol = ip->protocol;
 	switch (ip->protocol) {
 	case PROTOCOL_TCP:
 		return holds(l4_bytes, TCP_BYTES);
@@ -172,6 +209,29 @@ static __always_inline __u32 check_icmpv6(const struct ipv6 *ip, __u32 l4_bytes)
 	return ip->icmp_type >= 133 && ip->icmp_type <= 137 ? PASS_ND : ADMIT;
 }
 
+/* A super-frame beyond 65,535 bytes, whose payload length is 0: its length is in a jumbo option, or nowhere. */
+static __always_inline __u32 parse_jumbo(const struct ipv6 *ip, struct packet *packet)
+{
+	const struct jumbo *jumbo = &ip->jumbo;
+	__u32 payload_bytes;
+
+	if (ip->next_header == PROTOCOL_TCP) {
+		packet->l3_bytes = packet->frame_bytes - ETHERNET_BYTES;
+		return holds(packet->l3_bytes - IPV6_BYTES, TCP_BYTES);
+	}
+	if (ip->next_header != 0 || packet->head_bytes < HEAD_BYTES || jumbo->next_header != PROTOCOL_TCP ||
+	    jumbo->header_length != 0 || jumbo->option != JUMBO_OPTION || jumbo->option_length != sizeof(__be32))
+		return PASS_OPTIONS;
+	payload_bytes = bpf_ntohl(jumbo->payload_length);
+	if (payload_bytes < JUMBO_BYTES + TCP_BYTES ||
+	    (__u64)payload_bytes + IPV6_L4 > packet->frame_bytes)
+		return PASS_MALFORMED;
+	packet->l3_bytes = payload_bytes + IPV6_BYTES;
+	packet->l4_offset = IPV6_L4 + JUMBO_BYTES;
+	packet->protocol = PROTOCOL_TCP;
+	return ADMIT;
+}
+
 static __always_inline __u32 parse_ipv6(const struct ipv6 *ip, struct packet *packet)
 {
 	__u32 l4_bytes;
@@ -186,6 +246,10 @@ static __always_inline __u32 parse_ipv6(const struct ipv6 *ip, struct packet *pa
 		return PASS_MALFORMED;
 	if (ip->hop_limit <= 1)
 		return PASS_TTL;
+	packet->l4_offset = IPV6_L4;
+	packet->protocol = ip->next_header;
+	if (packet->is_super && l4_bytes == 0)
+		return parse_jumbo(ip, packet);
 	switch (ip->next_header) {
 	case PROTOCOL_TCP:
 		return holds(l4_bytes, TCP_BYTES);
@@ -212,12 +276,13 @@ static __always_inline __u32 parse_ipv6(const struct ipv6 *ip, struct packet *pa
 }
 
 /*
- * Reads the headers. The caller has set head_bytes and frame_bytes; l3_bytes and may_hide_checksum are valid when the
- * answer is ADMIT, otherwise the answer is the reason why the frame is the kernel's.
+ * Reads the headers. The caller has set head_bytes, frame_bytes and is_super; the rest, but for what the decision finds, is
+ * valid when the answer is ADMIT, otherwise the answer is the reason why the frame is the kernel's.
  */
 static __always_inline __u32 parse(const struct head *head, struct packet *packet)
 {
 	packet->may_hide_checksum = 0;
+	packet->wire_bytes = packet->frame_bytes;
 	if (packet->head_bytes < ETHERNET_BYTES)
 		return PASS_MALFORMED;
 	if (head->destination[0] & 1)
@@ -237,6 +302,37 @@ static __always_inline __u32 parse(const struct head *head, struct packet *packe
 	default:
 		return PASS_NOT_IP;
 	}
+}
+
+/*
+ * Copies the first bytes of a frame whose linear part is from..end into head and says how many: all that a decision looks
+ * at, or 0 if they are not all there. Whole words, aligned at the destination; every supported machine loads unaligned
+ * ones.
+ */
+static __always_inline __u64 copy_head(const __u8 *from, const __u8 *end, struct head *head)
+{
+	__u8 *to = (__u8 *)head;
+	/* The shortest frames (60 bytes) do not have HEAD_BYTES, and of IPv4 less is enough. */
+	const __u64 ipv4_bytes = IPV4_L4 + UDP_BYTES;
+
+	if (from + ipv4_bytes > end)
+		return 0;
+	*(__u16 *)to = 0;
+	*(__u16 *)(to + 2) = *(const __u16 *)from;
+	*(__u32 *)(to + 4) = *(const __u32 *)(from + 2);
+#pragma unroll
+	for (int word = 0; word < 4; word++)
+		*(__u64 *)(to + 8 + 8 * word) = *(const __u64 *)(from + 6 + 8 * word);
+	if (head->ethertype == bpf_htons(ETHERTYPE_IPV4)) {
+		*(__u32 *)(to + 40) = *(const __u32 *)(from + 38);
+		return ipv4_bytes;
+	}
+	if (from + HEAD_BYTES > end)
+		return 0;
+#pragma unroll
+	for (int word = 4; word < 7; word++)
+		*(__u64 *)(to + 8 + 8 * word) = *(const __u64 *)(from + 6 + 8 * word);
+	return HEAD_BYTES;
 }
 
 /* Whether the checksum of an IPv4 header without options is right (RFC 1071). */

@@ -33,8 +33,11 @@ enum pass_reason {
 	PASS_FRAME_SIZE = 23,
 	PASS_HIDDEN_CHECKSUM = 24,
 	PASS_BRIDGE_FEATURE = 25,
+	PASS_UNKNOWN_SOURCE = 26,
+	PASS_TABLES_CHANGED = 27,
+	PASS_TABLES_STALE = 28,
 	/* How many reasons there are. */
-	PASS_REASONS = 26,
+	PASS_REASONS = 29,
 };
 
 /* What a check returns that found no reason to leave the frame to the kernel. */

@@ -13,8 +13,6 @@
 #include "reason.h"
 #include "tables.h"
 
-#define NS_PER_MS 1000000ULL
-
 /*
  * Copies the first bytes of a frame of frame_bytes into head and says how many. A driver may leave any number of them,
  * down to none, in the linear part; the helper reads across buffers and is the slow way.
@@ -22,24 +20,16 @@
 static __always_inline __u64 load_head(struct xdp_md *ctx, __u64 frame_bytes, struct head *head)
 {
 	const __u8 *from = (const __u8 *)(long)ctx->data;
-	__u8 *to = (__u8 *)head;
-	__u64 bytes = frame_bytes < HEAD_BYTES ? frame_bytes : HEAD_BYTES;
+	__u64 bytes = copy_head(from, (const __u8 *)(long)ctx->data_end, head);
 
-	if (from + HEAD_BYTES <= (const __u8 *)(long)ctx->data_end) {
-		/* Whole words, aligned at the destination; every supported machine loads unaligned ones. */
-		*(__u16 *)to = 0;
-		*(__u16 *)(to + 2) = *(const __u16 *)from;
-		*(__u32 *)(to + 4) = *(const __u32 *)(from + 2);
-#pragma unroll
-		for (int word = 0; word < 7; word++)
-			*(__u64 *)(to + 8 + 8 * word) = *(const __u64 *)(from + 6 + 8 * word);
-		return HEAD_BYTES;
-	}
+	if (bytes)
+		return bytes;
+	bytes = frame_bytes < HEAD_BYTES ? frame_bytes : HEAD_BYTES;
 	__builtin_memset(head, 0, sizeof(*head));
 	barrier_var(bytes);
 	if (bytes == 0 || bytes > HEAD_BYTES)
 		return 0;
-	return bpf_xdp_load_bytes(ctx, 0, to + 2, bytes) ? 0 : bytes;
+	return bpf_xdp_load_bytes(ctx, 0, head->destination, bytes) ? 0 : bytes;
 }
 
 /* Whether the worker that owns a socket has lately shown that it is alive. */
@@ -118,17 +108,23 @@ static __always_inline int to_socket(struct xdp_md *ctx, __u32 port, __u32 egres
 static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden)
 {
 	__u32 ifindex = ctx->ingress_ifindex;
-	const __u32 *id = bpf_map_lookup_elem(&interfaces, &ifindex);
-	__u32 ingress = id ? *id : MAX_PORTS;
-	struct counters *count = bpf_map_lookup_elem(&counters, &ingress);
-	const struct port *port;
+	const struct port *port = NULL;
+	struct counters *count;
+	struct snapshot snapshot;
 	struct packet packet;
 	struct head head;
-	__u32 reason;
+	__u32 ingress, reason;
 
+	if (!take_snapshot(&snapshot))
+		return XDP_PASS;
+	ingress = ingress_port(&snapshot, ifindex, &port);
+	if (port && port->flags & PORT_REPEATED)
+		return XDP_PASS;
+	count = bpf_map_lookup_elem(&counters, &ingress);
 	if (!count)
 		return XDP_PASS;
 	packet.frame_bytes = bpf_xdp_get_buff_len(ctx);
+	packet.is_super = 0;
 	count->rx_packets++;
 	count->rx_bytes += packet.frame_bytes;
 	if (hidden != ADMIT)
@@ -137,12 +133,11 @@ static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden)
 	reason = parse(&head, &packet);
 	if (reason != ADMIT)
 		return pass(count, reason);
-	port = bpf_map_lookup_elem(&ports, &ingress);
-	/* A number that was handed out again while we looked belongs to another interface now. */
-	if (!port || port->ifindex != ifindex)
+	if (!port)
 		return pass(count, PASS_PORT_STATE);
-	packet.egress = MAX_PORTS;
-	reason = decide(&head, &packet, ingress, port);
+	reason = decide(&snapshot, &head, &packet, ingress, port);
+	if (is_torn(&snapshot))
+		return pass(count, PASS_TABLES_CHANGED);
 	if (reason != ADMIT)
 		return pass(count, reason);
 	return to_socket(ctx, ingress, packet.egress, count);

@@ -3,9 +3,10 @@
  * The tables of a decision as BPF maps: dataplane/src/table, in the same shape. The loader writes them
  * (loader/src/bpf/sync.rs) and is their only writer; loader/src/bpf/layout.rs has every structure of this file again.
  *
- * An element of an array is not replaced at once, so a program may see half of a change, or a FIB that is newer than
- * the next hops behind it. For AF_XDP that is harmless: the worker decides every frame again from a consistent snapshot.
- * Addresses are kept in wire order.
+ * Every table is there twice, in one map: keys and indices begin with the number of the copy. The snapshot of generation g
+ * is in copy g % COPIES; the loader writes the next one into the other copy and then makes it current, so a program sees
+ * the old world or the new one. A program that is so slow that the loader comes around to its copy again finds that out
+ * (is_torn) and leaves the frame to the kernel. Addresses are kept in wire order.
  */
 #ifndef PODLANE_TABLES_H
 #define PODLANE_TABLES_H
@@ -14,6 +15,18 @@
 #include "limits.h"
 #include "parse.h"
 #include "reason.h"
+
+#define COPIES 2
+
+/* Which snapshot is which. On a page of its own, which the loader maps. */
+struct generations {
+	/* The one to read. */
+	__u64 current;
+	/* The newest one that the loader has begun to write. */
+	__u64 begun;
+	/* The loader's sign of life: CLOCK_MONOTONIC_COARSE, nanoseconds. */
+	__u64 heartbeat_ns;
+};
 
 enum port_kind {
 	PORT_POD = 1,
@@ -26,6 +39,10 @@ enum port_flag {
 	PORT_LEARNING = 1 << 1,
 	PORT_ISOLATED = 1 << 2,
 	PORT_PARTIAL_CHECKSUMS = 1 << 3,
+	/* Served by the tc program: repeat.bpf.c decides its frames and steer.bpf.c leaves them alone. */
+	PORT_REPEATED = 1 << 4,
+	/* The other end of this veth is in another network namespace, so frames can be handed to it directly. */
+	PORT_PEER = 1 << 5,
 };
 
 /* A port. A slot of zeros is no port: its flags lack PORT_FORWARDING. */
@@ -51,6 +68,16 @@ struct adjacency {
 	__u32 port;
 	/* 0 in a slot that holds no adjacency. */
 	__u32 present;
+	/* Its index in used. */
+	__u32 activity;
+	__u32 zero;
+};
+
+/* Where a MAC address is. */
+struct station {
+	__u32 port;
+	/* Its index in used. */
+	__u32 activity;
 };
 
 enum next_hop_kind {
@@ -97,6 +124,7 @@ struct node {
 	struct cidr6 cidr6[MAX_CLUSTER_CIDRS];
 };
 
+/* Keys of hosts: link * COPIES + copy, and the address. */
 struct host4 {
 	__u32 link;
 	__be32 address;
@@ -107,14 +135,18 @@ struct host6 {
 	__u8 address[16];
 };
 
-/* Keys of the tries (struct bpf_lpm_trie_key). */
+/* Keys of the tries (struct bpf_lpm_trie_key): the length counts the bits of the copy's number as well. */
+#define COPY_BITS 32
+
 struct prefix4 {
 	__u32 length;
+	__u32 copy;
 	__be32 address;
 };
 
 struct prefix6 {
 	__u32 length;
+	__u32 copy;
 	__u8 address[16];
 };
 
@@ -133,60 +165,76 @@ _Static_assert(PASS_REASONS <= PASS_SLOTS, "every reason has a counter");
 struct counters {
 	__u64 rx_packets;
 	__u64 rx_bytes;
+	/* To AF_XDP sockets. */
 	__u64 steered;
+	/* Forwarded by the tc program: from this port, and out through this port. */
+	__u64 repeated;
+	__u64 repeated_bytes;
+	__u64 repeated_out;
+	__u64 repeated_out_bytes;
 	/* By enum pass_reason. */
 	__u64 passed[PASS_SLOTS];
 };
 
-/* Interface index to port number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct generations);
+} generations SEC(".maps");
+
+/* Interface index * COPIES + copy to port number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_PORTS);
+	__uint(max_entries, COPIES *MAX_PORTS);
 	__type(key, __u32);
 	__type(value, __u32);
 } interfaces SEC(".maps");
 
-/* Ports by number. */
+/* Ports by copy * MAX_PORTS + number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_PORTS);
+	__uint(max_entries, COPIES *MAX_PORTS);
 	__type(key, __u32);
 	__type(value, struct port);
 } ports SEC(".maps");
 
-/* MAC address (like head.destination_key) to port number. */
+/* MAC address (like head.destination_key, but with the copy in its first byte). */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_FDB);
+	__uint(max_entries, COPIES *MAX_FDB);
 	__type(key, __be64);
-	__type(value, __u32);
+	__type(value, struct station);
 } fdb SEC(".maps");
 
 /* On-link hosts: (link, address) to an index into adjacencies. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_NEIGHBOURS);
+	__uint(max_entries, COPIES *MAX_NEIGHBOURS);
 	__type(key, struct host4);
 	__type(value, __u32);
 } hosts4 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_NEIGHBOURS);
+	__uint(max_entries, COPIES *MAX_NEIGHBOURS);
 	__type(key, struct host6);
 	__type(value, __u32);
 } hosts6 SEC(".maps");
 
+/* By copy * MAX_NEIGHBOURS + index. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_NEIGHBOURS);
+	__uint(max_entries, COPIES *MAX_NEIGHBOURS);
 	__type(key, __u32);
 	__type(value, struct adjacency);
 } adjacencies SEC(".maps");
 
+/* By copy * MAX_NEXT_HOPS + index. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_NEXT_HOPS);
+	__uint(max_entries, COPIES *MAX_NEXT_HOPS);
 	__type(key, __u32);
 	__type(value, struct next_hop);
 } next_hops SEC(".maps");
@@ -194,7 +242,7 @@ struct {
 /* Routes: destination to an index into next_hops. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, MAX_ROUTES);
+	__uint(max_entries, COPIES *MAX_ROUTES);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct prefix4);
 	__type(value, __u32);
@@ -202,18 +250,31 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, MAX_ROUTES);
+	__uint(max_entries, COPIES *MAX_ROUTES);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct prefix6);
 	__type(value, __u32);
 } fib6 SEC(".maps");
 
+/* By copy. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, COPIES);
 	__type(key, __u32);
 	__type(value, struct node);
 } nodes SEC(".maps");
+
+/*
+ * When the tc program last used an adjacency or a station, by activity index, in units of 2^30 ns of
+ * CLOCK_MONOTONIC_COARSE. What the workers use they note themselves.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_NEIGHBOURS + MAX_FDB);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} used SEC(".maps");
 
 /* AF_XDP sockets by port * MAX_QUEUES + queue. */
 struct {
@@ -246,5 +307,35 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counters);
 } counters SEC(".maps");
+
+/* A snapshot: its generation, and where its entries are. */
+struct snapshot {
+	const struct generations *generations;
+	__u64 generation;
+	__u32 copy;
+};
+
+static __always_inline int take_snapshot(struct snapshot *snapshot)
+{
+	__u32 zero = 0;
+	const struct generations *found = bpf_map_lookup_elem(&generations, &zero);
+
+	if (!found)
+		return 0;
+	snapshot->generations = found;
+	snapshot->generation = *(const volatile __u64 *)&found->current;
+	snapshot->copy = snapshot->generation % COPIES;
+	return 1;
+}
+
+/*
+ * Whether the loader has begun to write another snapshot over this one since it was taken. Loads are not reordered on
+ * x86; elsewhere the loader waits for all running programs before it writes over a copy (loader/src/bpf/generation.rs).
+ */
+static __always_inline int is_torn(const struct snapshot *snapshot)
+{
+	barrier();
+	return *(const volatile __u64 *)&snapshot->generations->begun >= snapshot->generation + COPIES;
+}
 
 #endif

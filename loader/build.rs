@@ -10,7 +10,7 @@ use std::{env, fs};
 use libbpf_cargo::SkeletonBuilder;
 
 /// Programs in `bpf/`, without `.bpf.c`.
-const PROGRAMS: [&str; 3] = ["steer", "steer_veth", "steer_generic"];
+const PROGRAMS: [&str; 4] = ["steer", "steer_veth", "steer_generic", "repeat"];
 
 fn main() -> ExitCode {
     match build() {
@@ -38,7 +38,7 @@ fn build() -> Result<(), String> {
             .source(&source)
             .clang(&clang)
             // 32-bit registers: shorter programs, and bounds that the verifier can follow. Linux 5.1.
-            .clang_args(["-mcpu=v3", "-Wall", "-Wextra", "-Werror"])
+            .clang_args(["-mcpu=v3", "-Wall", "-Wextra", "-Wshadow", "-Werror"])
             .build_and_generate(output.join(format!("{program}.skel.rs")))
             .map_err(|error| format!("{} does not build: {error:#}", source.display()))?;
     }

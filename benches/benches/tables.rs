@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use podlane_dataplane::forward::{Rewrite, Verdict, decide};
 use podlane_dataplane::packet::{Headers, checksum, parse, rewrite};
 use podlane_dataplane::table::{
-    Adjacency, Cluster, Fdb, FdbEntry, Fib, FibKey, HostTable, LinkId, NextHop, NextHopAction, Port, PortKind,
+    Adjacency, Cluster, Fdb, FdbEntry, Fib, FibKey, HostTable, LinkId, NextHop, NextHopAction, Path, Port, PortKind,
     PortTable, Tables,
 };
 use podlane_dataplane::{MacAddr, PortId, limits};
@@ -179,6 +179,8 @@ fn node() -> Tables {
         learning: true,
         isolated: false,
         partial_checksums: kind == PortKind::Pod,
+        path: Path::AfXdp,
+        peer: kind == PortKind::Pod,
     };
     let pods = (0..PODS).map(|pod| (PortId(pod), port(PortKind::Pod, BRIDGE_MAC)));
     let fdb_entry = |pod| FdbEntry { port: PortId(pod), is_static: false, activity: u32::from(pod) };

@@ -38,6 +38,9 @@ pub const MAX_FRAME: usize = 65_014;
 pub const UNWATCH_PACKETS: usize = 64;
 /// Turns with work between two looks for such queues.
 pub const UNWATCH_TURNS: u32 = 16;
+/// Tables in the BPF maps whose writer has shown no life for this long are not trusted any more, and the kernel path's
+/// frames go the kernel's own way.
+pub const TABLES_STALE_MS: u64 = 1000;
 /// Packets that a worker takes from one socket before it looks at the next.
 pub const BATCH: usize = 64;
 /// Frames that one queue may hold for transmission: in its TX ring, in flight and completed.

@@ -15,7 +15,7 @@ use std::ops::Range;
 use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, UdpHeader};
 use podlane_dataplane::forward::{PassReason, Rewrite, Verdict, decide};
 use podlane_dataplane::packet::{parse, rewrite};
-use podlane_dataplane::table::{Adjacency, LinkId, NextHopAction, Port, PortKind, Tables};
+use podlane_dataplane::table::{Adjacency, LinkId, NextHopAction, Path, Port, PortKind, Tables};
 use podlane_dataplane::{MacAddr, PortId};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -156,11 +156,19 @@ fn protocol(ip: &Ip) -> IpNumber {
 fn specified(world: &World, ingress: PortId, frame: &[u8]) -> Outcome {
     let mut admitted = admit(frame)?;
     let from = find_port(world, ingress).filter(|port| port.forwarding).ok_or(PassReason::PortState)?;
-    if from.partial_checksums && admitted.may_hide_checksum {
+    let is_repeated = from.path == Path::Kernel;
+    if !is_repeated && from.partial_checksums && admitted.may_hide_checksum {
         return Err(PassReason::HiddenChecksum);
     }
     if !both_in_cluster(world, &admitted.ip) {
         return Err(PassReason::OutsideCluster);
+    }
+    if is_repeated && from.kind == PortKind::Pod && from.learning {
+        let source = MacAddr(admitted.ethernet.source);
+        let sender = world.fdb.iter().rfind(|(mac, _)| *mac == source);
+        if sender.is_none_or(|(_, entry)| entry.port != ingress) {
+            return Err(PassReason::UnknownSource);
+        }
     }
     let frame_bytes = frame.len() as u32;
     let (port, used) = if admitted.ethernet.destination == from.router_mac.0 {
@@ -249,7 +257,7 @@ fn fits(from: &Port, to: &Port, route_mtu: u32, frame_bytes: u32) -> Result<(), 
     if behind_ethernet > to.mtu || behind_ethernet > route_mtu {
         return Err(PassReason::TooBig);
     }
-    if frame_bytes > from.max_frame || frame_bytes > to.max_frame {
+    if from.path == Path::AfXdp && (frame_bytes > from.max_frame || frame_bytes > to.max_frame) {
         return Err(PassReason::FrameSize);
     }
     Ok(())

@@ -42,6 +42,10 @@ enum Command {
     Run(NodeOptions),
     /// Show ports, workers, tables and every frame's whereabouts of a running daemon
     Status(StatusOptions),
+    /// Change the path of all ports of a running daemon, or of some, without losing a packet
+    ///
+    /// Holds until the daemon ends; the configuration says what holds from the start.
+    Path(PathOptions),
     /// Look what this node has and lacks, each with its cure; changes nothing
     ///
     /// Ends with 1 if something is lacking without which `podlane run` would not work.
@@ -54,6 +58,22 @@ struct StatusOptions {
     #[arg(long, value_name = "NAME", default_value = "default")]
     instance: String,
     /// Print JSON for programs (docs/status.md describes it) instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct PathOptions {
+    /// Through AF_XDP and a worker, repeated in the kernel, or whichever suits each port
+    #[arg(value_name = "PATH", value_parser = ["af_xdp", "kernel", "auto"])]
+    path: String,
+    /// Only these ports, by interface [default: all, and forget what was said of single ones]
+    #[arg(value_name = "IFACE")]
+    ports: Vec<String>,
+    /// Name of the daemon to ask
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Print JSON for programs instead of lines
     #[arg(long)]
     json: bool,
 }
@@ -82,6 +102,13 @@ struct NodeOptions {
     /// [default: this node's own pod subnets]
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     cluster_cidr: Vec<String>,
+    /// How frames are forwarded: through AF_XDP and a worker, repeated in the kernel, or whichever suits each port [default:
+    /// af_xdp]
+    #[arg(long, value_name = "PATH", value_parser = ["af_xdp", "kernel", "auto"])]
+    path: Option<String>,
+    /// The path of one port, such as veth0=kernel; may be repeated
+    #[arg(long, value_name = "IFACE=PATH", value_delimiter = ',')]
+    port_path: Vec<String>,
     /// Name of this daemon, for its control socket [default: default]
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
@@ -122,7 +149,8 @@ impl NodeOptions {
         }
         Settings {
             instance: one(self.instance, "--instance"),
-            path: None,
+            path: one(self.path, "--path"),
+            port_paths: list(self.port_path, "--port-path"),
             bridge: one(self.bridge, "--bridge"),
             uplinks: list(self.uplink, "--uplink"),
             cluster_cidrs: list(self.cluster_cidr, "--cluster-cidr"),
@@ -164,6 +192,7 @@ pub fn execute<E: Display>(
     match command {
         Command::Run(options) => run_daemon(options, err, run),
         Command::Status(options) => show_status(&options, out, err),
+        Command::Path(options) => change_path(options, out, err),
         Command::Check(options) => show_check(options, out, err),
     }
 }
@@ -222,6 +251,21 @@ fn show_status(options: &StatusOptions, out: &mut impl Write, err: &mut impl Wri
     match control::ask_status(instance.as_str(), control::PATIENCE) {
         Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
         Ok((_, status)) => print(&status.render(), out, err),
+        Err(error) => complain(err, FAILED, error),
+    }
+}
+
+fn change_path(options: PathOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let instance: InstanceName = match options.instance.parse() {
+        Ok(instance) => instance,
+        Err(error) => return complain(err, MISUSED, format_args!("--instance: {error}")),
+    };
+    match control::ask_path(instance.as_str(), &options.path, &options.ports, control::PATIENCE) {
+        Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
+        Ok((_, ports)) => {
+            let line = |port: &control::PortPath| format!("{}: {} ({})\n", port.name, port.path, port.why);
+            print(&ports.iter().map(line).collect::<String>(), out, err)
+        }
         Err(error) => complain(err, FAILED, error),
     }
 }
@@ -291,7 +335,7 @@ mod tests {
                 assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
             }
         }
-        for line in ["--help", "run --help", "status --help", "check --help", "run -h"] {
+        for line in ["--help", "run --help", "status --help", "path --help", "check --help", "run -h"] {
             let (code, out, err) = podlane(line);
             assert_eq!((code, err.as_str()), (DONE, ""));
             assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
@@ -301,7 +345,7 @@ mod tests {
     #[test]
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
-                    --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f";
+                    --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f --path auto --port-path a=kernel";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!(options.config, Some("f".into()));
@@ -311,7 +355,8 @@ mod tests {
         let text = |value: &str, option| one(value.to_owned(), option);
         let expected = Settings {
             instance: Some(text("i", "--instance")),
-            path: None,
+            path: Some(text("auto", "--path")),
+            port_paths: Some(vec![text("a=kernel", "--port-path")]),
             bridge: Some(text("b", "--bridge")),
             uplinks: Some(vec![text("u", "--uplink"), text("v", "--uplink"), text("w", "--uplink")]),
             cluster_cidrs: Some(vec![text("c", "--cluster-cidr")]),

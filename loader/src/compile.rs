@@ -17,7 +17,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use podlane_dataplane::forward::PassReason;
 use podlane_dataplane::table::{
-    Adjacency, Cluster, Fdb, FdbEntry, Fib, FibKey, HostTable, LinkId, NextHop, NextHopAction, Port, PortKind,
+    Adjacency, Cluster, Fdb, FdbEntry, Fib, FibKey, HostTable, LinkId, NextHop, NextHopAction, Path, Port, PortKind,
     PortTable, Routing, Tables,
 };
 use podlane_dataplane::{MacAddr, PortId, limits};
@@ -41,6 +41,8 @@ pub struct PortAssignment {
     pub kind: PortKind,
     /// Largest frame that its sockets carry, bytes with Ethernet header.
     pub max_frame: u32,
+    /// How it is served.
+    pub path: Path,
 }
 
 /// What compiling needs besides the world.
@@ -468,6 +470,8 @@ fn port(world: &World, input: &Input, link: &Link, assignment: &PortAssignment) 
         learning: is_pod && bridge_port.is_some_and(|port| port.learning),
         isolated: is_pod && bridge_port.is_some_and(|port| port.isolated),
         partial_checksums: link.kind == LinkKind::Veth,
+        path: assignment.path,
+        peer: link.kind == LinkKind::Veth && link.peer_netns.is_some(),
     }
 }
 

@@ -18,12 +18,12 @@ use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
 
 use crate::bpf::{BpfError, Steering, XdpMode};
 use crate::compile::{Compiler, Input, PortAssignment, PortWish, Wanted, host_port_mtu, wanted_ports};
-use crate::config::{ChecksumMetadata, Config};
-use crate::control::{Control, ControlError};
+use crate::config::{ChecksumMetadata, Config, PathChoice};
+use crate::control::{Control, ControlError, PortPath, Request, Response};
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read_switches};
 use crate::mirror::{Changes, Mirror, NetlinkError};
-use crate::ports::{Candidate, Ports};
+use crate::ports::{Candidate, PathPolicy, Ports, path_name};
 use crate::report;
 
 /// How often the loop looks at what has no descriptor.
@@ -124,6 +124,7 @@ pub struct Daemon {
     publisher: Publisher,
     compiler: Compiler,
     pub(crate) ports: Ports,
+    policy: PathPolicy,
     host_port: HostPort,
     pub(crate) wanted: Wanted,
     switches: Switches,
@@ -179,6 +180,8 @@ impl Daemon {
             queues: 1,
             tx_queues: 1,
         };
+        let port_paths = config.port_paths.iter().map(|(name, choice)| (name.as_str().to_owned(), *choice));
+        let policy = PathPolicy { all: config.path, ports: port_paths.collect(), said: false };
         let now = Instant::now();
         let mut daemon = Daemon {
             started: now,
@@ -189,6 +192,7 @@ impl Daemon {
             publisher,
             compiler: Compiler::new(),
             ports: Ports::new(mode, host),
+            policy,
             host_port,
             wanted: Wanted::default(),
             switches: Switches::default(),
@@ -217,6 +221,7 @@ impl Daemon {
         let generation = self.tables().generation;
         tracing::info!("podlane is ready: {ports} ports, workers: {}, tables {generation}", self.config.workers());
         loop {
+            self.steering.vouch(clock::coarse_ns());
             self.wait(&signals)?;
             let mut byte = [0; 16];
             if matches!(signals.read(&mut byte), Ok(count) if count > 0) {
@@ -264,7 +269,7 @@ impl Daemon {
         self.publish(changes)?;
         if moved {
             let Some(engine) = &mut self.engine else { return Ok(()) };
-            self.ports.finish_closing(engine);
+            self.ports.finish(engine, &mut self.steering);
             // A port that was closed only to be opened anew (its queues changed) can be opened now.
             if self.reconcile() {
                 self.publish(Changes::NONE)?;
@@ -329,7 +334,7 @@ impl Daemon {
             })
             .collect();
         let Some(engine) = &mut self.engine else { return false };
-        self.ports.reconcile(&candidates, engine, &mut self.steering)
+        self.ports.reconcile(&candidates, &self.policy, engine, &mut self.steering)
     }
 
     /// Compiles what changed and publishes it to the workers and to the program.
@@ -357,8 +362,12 @@ impl Daemon {
         let multi_buffer = self.engine.as_ref().is_some_and(|engine| engine.mode().multi_buffer);
         let single = (limits::CHUNK_SIZE - limits::RX_HEADROOM) as u32;
         let max_frame = if multi_buffer { limits::MAX_FRAME as u32 } else { single };
-        let assignment =
-            |port: &crate::ports::OpenPort| PortAssignment { id: port.id, kind: port.link.kind, max_frame };
+        let assignment = |port: &crate::ports::OpenPort| PortAssignment {
+            id: port.id,
+            kind: port.link.kind,
+            max_frame,
+            path: port.path,
+        };
         let cluster = &self.config.cluster_cidrs;
         Input {
             bridge: self.wanted.bridge.unwrap_or(0),
@@ -431,9 +440,11 @@ impl Daemon {
     /// entries in use: tells it of the use. Entries that nobody uses age as ever.
     fn keep_entries_alive(&mut self) {
         let Some(engine) = &self.engine else { return };
+        let steering = &self.steering;
+        let last_used_s = |index| engine.last_used_s(index).max(steering.last_used_s(index));
         let now_s = (clock::coarse_ns() / 1_000_000_000) as u32;
         for (index, mac, ifindex, is_static) in self.compiler.fdb_entries() {
-            let used_s = engine.last_used_s(index);
+            let used_s = last_used_s(index);
             let refreshed_s = self.refreshed_s.get(&index).copied().unwrap_or(0);
             if is_static || used_s <= refreshed_s || now_s < refreshed_s + FDB_REFRESH_S {
                 continue;
@@ -444,7 +455,7 @@ impl Daemon {
             }
         }
         for (index, key) in self.compiler.neighbours() {
-            let recently = now_s.saturating_sub(engine.last_used_s(index)) <= 2;
+            let recently = now_s.saturating_sub(last_used_s(index)) <= 2;
             let stale = self
                 .mirror
                 .world()
@@ -462,8 +473,44 @@ impl Daemon {
 
     fn answer(&mut self) {
         let Some(mut control) = self.control.take() else { return };
-        control.serve(|request| report::answer(self, request));
+        control.serve(|request| match request {
+            Request::Path { path, ports } => self.change_paths(&path, &ports),
+            other => report::answer(self, &other),
+        });
         self.control = Some(control);
+    }
+
+    /// What is wanted of ports that nothing special is said of.
+    pub(crate) fn path_choice(&self) -> PathChoice {
+        self.policy.all
+    }
+
+    /// Changes the path of the named ports, or of all.
+    fn change_paths(&mut self, path: &str, names: &[String]) -> Response {
+        let Some((_, choice)) = PathChoice::WORDS.iter().find(|(word, _)| *word == path) else {
+            return Response::Error(format!("{path:?} is not a path; there are af_xdp, kernel and auto"));
+        };
+        let is_port = |name: &String| self.ports.open().any(|port| port.link.name == *name && port.id != Ports::HOST);
+        if let Some(name) = names.iter().find(|name| !is_port(name)) {
+            return Response::Error(format!("there is no port {name}; `podlane status` lists them"));
+        }
+        if names.is_empty() {
+            self.policy = PathPolicy { all: *choice, ports: BTreeMap::new(), said: true };
+        } else {
+            self.policy.ports.extend(names.iter().map(|name| (name.clone(), *choice)));
+            self.policy.said = true;
+        }
+        if let Err(error) = self.follow(Changes::LINKS) {
+            return Response::Error(error.to_string());
+        }
+        let ports = self.ports.open().filter(|port| port.id != Ports::HOST);
+        let ports = ports.filter(|port| names.is_empty() || names.contains(&port.link.name));
+        let told = ports.map(|port| PortPath {
+            name: port.link.name.clone(),
+            path: path_name(port.path).to_owned(),
+            why: port.why_path.clone(),
+        });
+        Response::Paths(told.collect())
     }
 
     /// The current snapshot.

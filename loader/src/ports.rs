@@ -1,17 +1,20 @@
 //! Ports over their life: from a link that should be one, through sockets and program, to the last frame given back.
 //!
-//! Opening is: sockets on every queue, the program on the interface, the sockets into its map; frames are steered as soon
-//! as tables with the port are published. Closing is in two halves with a publication in between: first the program comes
+//! Opening is: the program of the port's path on the interface, sockets on every queue, the sockets into their map; frames
+//! are taken as soon as tables with the port are published. A port that takes the kernel path has sockets as well: workers
+//! send to it through them. A change of path is in two halves with a publication in between, in which the programs of both
+//! paths are there and the tables say which one acts: so every frame meets one of them. Closing is in two halves with a publication in between: first the program comes
 //! off and the port leaves the tables, then, when no worker can send to it any more, its sockets are closed and their
 //! frames return. A port number is handed out again only after that.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use podlane_dataplane::table::PortKind;
+use podlane_dataplane::table::{Path, PortKind};
 use podlane_dataplane::{PortId, limits};
 
 use crate::bpf::{AttachError, Steering, XdpMode};
+use crate::config::PathChoice;
 use crate::engine::{Engine, EngineError, OpenQueue};
 
 /// How long a port that could not be opened waits before the next attempt; doubled each time up to [`RETRY_MOST`].
@@ -43,8 +46,42 @@ pub struct OpenPort {
     pub link: Candidate,
     /// Its sockets.
     pub queues: Vec<OpenQueue>,
-    /// How the program is attached; `None` for the host port, which has none.
+    /// How the XDP program is attached; `None` without: the host port, and ports that take the kernel path.
     pub xdp_mode: Option<XdpMode>,
+    /// The path that its frames take.
+    pub path: Path,
+    /// Why that one, as a clause.
+    pub why_path: String,
+    /// It changed its path, and the other path's program is still there.
+    switching: bool,
+}
+
+/// Which path each port should take.
+#[derive(Clone, Debug, Default)]
+pub struct PathPolicy {
+    /// Of ports that are not named.
+    pub all: PathChoice,
+    /// Of single ports, by interface.
+    pub ports: BTreeMap<String, PathChoice>,
+    /// Whether these words were said to the running daemon, rather than in its configuration.
+    pub said: bool,
+}
+
+impl PathPolicy {
+    fn choice(&self, name: &str) -> PathChoice {
+        self.ports.get(name).copied().unwrap_or(self.all)
+    }
+
+    /// The path of a port whose sockets are, or would be, zero-copy or not, and why.
+    fn path(&self, link: &Candidate, zero_copy: bool) -> (Path, String) {
+        let place = if self.said { "as asked for" } else { "as configured" };
+        match self.choice(&link.name) {
+            PathChoice::AfXdp => (Path::AfXdp, place.to_owned()),
+            PathChoice::Kernel => (Path::Kernel, place.to_owned()),
+            PathChoice::Auto if zero_copy => (Path::AfXdp, "auto: its AF_XDP sockets are zero-copy".to_owned()),
+            PathChoice::Auto => (Path::Kernel, "auto: AF_XDP would copy every frame here".to_owned()),
+        }
+    }
 }
 
 /// A link that should be a port and is left to the kernel.
@@ -91,7 +128,15 @@ impl Ports {
     pub fn new(mode: XdpMode, host: Candidate) -> Self {
         let mut taken = vec![false; limits::MAX_PORTS];
         taken[0] = true;
-        let port = OpenPort { id: Self::HOST, queues: Vec::new(), xdp_mode: None, link: host };
+        let port = OpenPort {
+            id: Self::HOST,
+            queues: Vec::new(),
+            xdp_mode: None,
+            link: host,
+            path: Path::AfXdp,
+            why_path: "workers send through it only".to_owned(),
+            switching: false,
+        };
         Ports {
             mode,
             open: BTreeMap::from([(port.link.ifindex, port)]),
@@ -125,10 +170,17 @@ impl Ports {
     }
 
     /// Brings the ports in step with the links that should be ports: opens new ones and takes gone ones out of the
-    /// program's reach. Returns whether anything changed; if so publish tables, then call [`Ports::finish_closing`].
-    pub fn reconcile(&mut self, wanted: &[Candidate], engine: &mut Engine, steering: &mut Steering) -> bool {
+    /// programs' reach, and the paths in step with the policy. Returns whether anything changed; if so publish tables, then
+    /// call [`Ports::finish`].
+    pub fn reconcile(
+        &mut self,
+        wanted: &[Candidate],
+        policy: &PathPolicy,
+        engine: &mut Engine,
+        steering: &mut Steering,
+    ) -> bool {
         let wanted: BTreeMap<u32, &Candidate> = wanted.iter().map(|link| (link.ifindex, link)).collect();
-        let mut changed = self.rename(&wanted);
+        let mut changed = self.rename(&wanted) | self.switch_paths(policy, engine, steering);
         let gone: Vec<u32> = self
             .open
             .values()
@@ -145,7 +197,7 @@ impl Ports {
             // One that is closing under the same index (its queues changed) is opened again in the next round.
             let closing = self.closing.iter().any(|port| port.link.ifindex == ifindex);
             if !self.open.contains_key(&ifindex) && due && !closing {
-                changed |= self.try_open(link, engine, steering);
+                changed |= self.try_open(link, policy, engine, steering);
             }
         }
         changed
@@ -164,10 +216,45 @@ impl Ports {
         changed
     }
 
-    fn try_open(&mut self, link: &Candidate, engine: &mut Engine, steering: &mut Steering) -> bool {
-        match self.open_one(link, engine, steering) {
+    /// Gives open ports the program of the path that they should take. Where it cannot be attached the port stays on its path
+    /// and says so.
+    fn switch_paths(&mut self, policy: &PathPolicy, engine: &Engine, steering: &mut Steering) -> bool {
+        let mut changed = false;
+        for port in self.open.values_mut().filter(|port| port.link.kind != PortKind::Host && !port.switching) {
+            let (path, why) = policy.path(&port.link, engine.mode().zero_copy);
+            if path == port.path {
+                port.why_path = why;
+                continue;
+            }
+            match attach(&port.link, path, self.mode, steering) {
+                Ok(mode) => {
+                    tracing::info!(interface = port.link.name, path = path_name(path), "{why}");
+                    (port.path, port.xdp_mode, port.why_path, port.switching) = (path, mode, why, true);
+                    changed = true;
+                }
+                Err(error) => {
+                    let why = format!("{} is wanted, but {error}", path_name(path));
+                    if port.why_path != why {
+                        tracing::warn!(interface = port.link.name, "{why}");
+                        port.why_path = why;
+                    }
+                }
+            }
+        }
+        changed
+    }
+
+    fn try_open(
+        &mut self,
+        link: &Candidate,
+        policy: &PathPolicy,
+        engine: &mut Engine,
+        steering: &mut Steering,
+    ) -> bool {
+        match self.open_one(link, policy, engine, steering) {
             Ok(port) => {
-                tracing::info!(port = %port.id, interface = link.name, queues = link.queues, "port opened");
+                let path = path_name(port.path);
+                tracing::info!(port = %port.id, interface = link.name, queues = link.queues, path, "port opened");
                 self.refused.remove(&link.ifindex);
                 self.open.insert(link.ifindex, port);
                 true
@@ -184,6 +271,7 @@ impl Ports {
     fn open_one(
         &mut self,
         link: &Candidate,
+        policy: &PathPolicy,
         engine: &mut Engine,
         steering: &mut Steering,
     ) -> Result<OpenPort, OpenError> {
@@ -194,14 +282,21 @@ impl Ports {
         let id = PortId(free.ok_or_else(|| OpenError::Full { name: link.name.clone() })? as u16);
         // The program first: where it cannot be attached, no socket is made at all. It passes every frame until the port
         // is in the tables.
-        let mode = steering.attach(link.ifindex, &link.name, self.mode)?;
+        let (mut path, mut why_path) = policy.path(link, engine.mode().zero_copy);
+        let xdp_mode = match attach(link, path, self.mode, steering) {
+            Err(error) if policy.choice(&link.name) == PathChoice::Auto && path == Path::Kernel => {
+                (path, why_path) = (Path::AfXdp, format!("auto: {error}"));
+                attach(link, path, self.mode, steering)?
+            }
+            attached => attached?,
+        };
         let opened = Self::open_sockets(id, link, engine, steering);
         if opened.is_err() {
-            steering.detach(link.ifindex);
+            detach(link, path, steering);
         }
         let queues = opened?;
         self.taken[id.index()] = true;
-        Ok(OpenPort { id, link: link.clone(), queues, xdp_mode: Some(mode) })
+        Ok(OpenPort { id, link: link.clone(), queues, xdp_mode, path, why_path, switching: false })
     }
 
     fn open_sockets(
@@ -240,6 +335,7 @@ impl Ports {
     fn begin_closing(&mut self, ifindex: u32, steering: &mut Steering) {
         let Some(port) = self.open.remove(&ifindex) else { return };
         steering.detach(ifindex);
+        steering.detach_repeat(ifindex);
         for queue in &port.queues {
             if let Err(error) = steering.clear_socket(port.id, queue.queue) {
                 // Without program nothing is steered there any more; the entry goes with the socket.
@@ -249,8 +345,13 @@ impl Ports {
         self.closing.push(port);
     }
 
-    /// The second half of closing, after tables without the closing ports were published.
-    pub fn finish_closing(&mut self, engine: &mut Engine) {
+    /// The second half of closing and of changing a path, after tables were published that say so.
+    pub fn finish(&mut self, engine: &mut Engine, steering: &mut Steering) {
+        for port in self.open.values_mut().filter(|port| port.switching) {
+            port.switching = false;
+            let other = if port.path == Path::AfXdp { Path::Kernel } else { Path::AfXdp };
+            detach(&port.link, other, steering);
+        }
         for port in std::mem::take(&mut self.closing) {
             match engine.close_port(port.id, port.queues) {
                 Ok(()) => {
@@ -263,10 +364,38 @@ impl Ports {
         }
     }
 
-    /// Takes the program off every port.
+    /// Takes the programs off every port.
     pub fn detach_all(&mut self, steering: &mut Steering) {
-        let all: Vec<u32> =
-            self.open.values().filter(|port| port.xdp_mode.is_some()).map(|port| port.link.ifindex).collect();
+        let ports = self.open.values().filter(|port| port.link.kind != PortKind::Host);
+        let all: Vec<u32> = ports.map(|port| port.link.ifindex).collect();
         all.into_iter().for_each(|ifindex| self.begin_closing(ifindex, steering));
+    }
+}
+
+/// The word for a path.
+pub fn path_name(path: Path) -> &'static str {
+    match path {
+        Path::AfXdp => PathChoice::AfXdp.word(),
+        Path::Kernel => PathChoice::Kernel.word(),
+    }
+}
+
+/// Attaches the program of a path; how, if it is the XDP program.
+fn attach(
+    link: &Candidate,
+    path: Path,
+    mode: XdpMode,
+    steering: &mut Steering,
+) -> Result<Option<XdpMode>, AttachError> {
+    match path {
+        Path::AfXdp => steering.attach(link.ifindex, &link.name, mode).map(Some),
+        Path::Kernel => steering.attach_repeat(link.ifindex, &link.name).map(|()| None),
+    }
+}
+
+fn detach(link: &Candidate, path: Path, steering: &mut Steering) {
+    match path {
+        Path::AfXdp => steering.detach(link.ifindex),
+        Path::Kernel => steering.detach_repeat(link.ifindex),
     }
 }

@@ -4,25 +4,26 @@ use podlane_dataplane::limits;
 use podlane_dataplane::table::{PortKind, Tables};
 use podlane_dataplane::worker::{Counter, FrameCount};
 
-use crate::bpf::XdpMode;
+use crate::bpf::{TcKind, XdpMode};
 use crate::control::{Request, Response};
 use crate::daemon::Daemon;
 use crate::engine::Engine;
 use crate::mirror::world::PortState;
-use crate::ports::OpenPort;
+use crate::ports::{OpenPort, path_name};
 use crate::status::{
-    Breakdown, ClusterSource, CopyMode, LearningStatus, MirrorStatus, PortStatus, PortXdpMode, Refused, RoutingStatus,
-    SCHEMA, SocketDrops, Status, TablesStatus, UmemStatus, WorkerStatus,
+    Breakdown, ClusterSource, CopyMode, KernelProgram, LearningStatus, MirrorStatus, PortStatus, PortXdpMode, Refused,
+    RoutingStatus, SCHEMA, SocketDrops, Status, TablesStatus, UmemStatus, WorkerStatus,
 };
 
 /// Frames move while they are counted worker by worker; so many counts are tried before one that does not add up is told.
 const AUDITS: usize = 5;
 
 /// Answers one request.
-pub fn answer(daemon: &Daemon, request: Request) -> Response {
+pub fn answer(daemon: &Daemon, request: &Request) -> Response {
     match request {
         Request::Ping => Response::Pong { pid: std::process::id() },
         Request::Status => Response::Status(Box::new(status(daemon))),
+        Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
 }
 
@@ -39,7 +40,11 @@ fn status(daemon: &Daemon) -> Status {
         instance: config.instance.to_string(),
         pid: std::process::id(),
         uptime_s: daemon.started.elapsed().as_secs_f64(),
-        path: "af_xdp".to_owned(),
+        path: daemon.path_choice().word().to_owned(),
+        kernel_program: match daemon.steering.tc_kind() {
+            TcKind::Tcx => KernelProgram::Tcx,
+            TcKind::Clsact => KernelProgram::Clsact,
+        },
         bridge: config.bridge.to_string(),
         bridge_state: bridge_state(daemon, &tables),
         uplinks: config.uplinks.iter().map(ToString::to_string).collect(),
@@ -149,6 +154,8 @@ fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPor
         ifindex: port.link.ifindex,
         kind: port.link.kind.into(),
         queues: port.link.queues,
+        path: path_name(port.path).to_owned(),
+        why_path: port.why_path.clone(),
         xdp_mode: match port.xdp_mode {
             Some(XdpMode::Native) => PortXdpMode::Native,
             Some(XdpMode::Generic) => PortXdpMode::Generic,
@@ -163,6 +170,8 @@ fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPor
         rx_packets: program.rx_packets,
         rx_bytes: program.rx_bytes,
         steered: program.steered,
+        repeated: program.repeated,
+        repeated_bytes: program.repeated_bytes,
         passed: Breakdown::passes(&program.passed),
         socket_drops: drops,
         worker_rx: total(&|counters| counters.rx.get()),
@@ -172,6 +181,8 @@ fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPor
         dropped: Breakdown::drops(&each(DROPS, &|counters, reason| counters.dropped[reason].get())),
         tx_packets: total(&|counters| counters.tx.get()),
         tx_bytes: total(&|counters| counters.tx_bytes.get()),
+        repeated_out: program.repeated_out,
+        repeated_out_bytes: program.repeated_out_bytes,
         tx_dropped: Breakdown::drops(&each(DROPS, &|counters, reason| counters.tx_dropped[reason].get())),
     }
 }

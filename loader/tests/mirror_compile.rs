@@ -19,7 +19,7 @@ use podlane::mirror::event::{Event, read};
 use podlane::mirror::world::{FdbEntry, FdbKey, FdbKind, Neighbour, NeighbourKey, NudState, Route, RouteKey};
 use podlane::mirror::{Changes, NetlinkHeaderView, World};
 use podlane_dataplane::forward::PassReason;
-use podlane_dataplane::table::{LinkId, NextHopAction, PortKind};
+use podlane_dataplane::table::{LinkId, NextHopAction, Path, PortKind};
 use podlane_dataplane::{MacAddr, PortId, limits};
 
 const BRIDGE: u32 = 2;
@@ -102,7 +102,8 @@ fn node() -> World {
 }
 
 fn input() -> Input {
-    let assignment = |id, kind| PortAssignment { id: PortId(id), kind, max_frame: limits::MAX_FRAME as u32 };
+    let assignment =
+        |id, kind| PortAssignment { id: PortId(id), kind, max_frame: limits::MAX_FRAME as u32, path: Path::AfXdp };
     Input {
         bridge: BRIDGE,
         ports: BTreeMap::from([

@@ -204,7 +204,12 @@ fn input(mirror: &Mirror) -> Input {
     for (number, (name, kind)) in
         [("eth0", PortKind::Uplink), ("veth2", PortKind::Pod), ("veth3", PortKind::Pod)].into_iter().enumerate()
     {
-        let assignment = PortAssignment { id: PortId(number as u16), kind, max_frame: limits::MAX_FRAME as u32 };
+        let assignment = PortAssignment {
+            id: PortId(number as u16),
+            kind,
+            max_frame: limits::MAX_FRAME as u32,
+            path: Default::default(),
+        };
         ports.insert(index(mirror, name), assignment);
     }
     Input {
@@ -430,7 +435,8 @@ fn fifteen_thousand_routes() {
         let start = Instant::now();
         let mut mirror = opened();
         let dump = start.elapsed();
-        let assignment = PortAssignment { id: PortId(0), kind: PortKind::Uplink, max_frame: 4000 };
+        let assignment =
+            PortAssignment { id: PortId(0), kind: PortKind::Uplink, max_frame: 4000, path: Default::default() };
         let input = Input { ports: BTreeMap::from([(index(&mirror, "eth0"), assignment)]), ..Input::default() };
         let mut compiler = Compiler::new();
         let start = Instant::now();

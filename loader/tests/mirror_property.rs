@@ -188,7 +188,10 @@ impl Model {
             _ => PortKind::Pod,
         };
         let id = PortId((ifindex - UPLINK) as u16);
-        self.input.ports.insert(ifindex, PortAssignment { id, kind, max_frame: limits::MAX_FRAME as u32 });
+        self.input.ports.insert(
+            ifindex,
+            PortAssignment { id, kind, max_frame: limits::MAX_FRAME as u32, path: Default::default() },
+        );
     }
 
     /// Makes the change and returns what the kernel would tell of it.

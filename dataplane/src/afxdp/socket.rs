@@ -259,6 +259,7 @@ impl QueueIo for Socket {
 
     fn receive(&mut self, max_packets: usize, out: &mut Vec<Piece>) -> usize {
         let available = self.rx.available(1);
+        self.rx.prefetch(available.min(max_packets as u32));
         let (mut packets, mut taken, mut ahead) = (0, 0, 0);
         // `taken` only moves past whole packets: the tail of one that is still being written stays in the ring.
         while ahead < available && packets < max_packets {

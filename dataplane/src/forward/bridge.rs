@@ -3,7 +3,7 @@
 use super::{PassReason, Rewrite, Verdict};
 use crate::addr::PortId;
 use crate::packet::{ETHERNET_BYTES, Headers};
-use crate::table::{Port, Tables};
+use crate::table::{Path, Port, Tables};
 
 /// Decides a frame from pod port `ingress` (whose entry is `from`) that is not addressed to the bridge itself.
 #[inline]
@@ -23,17 +23,18 @@ pub fn bridge(headers: &Headers, ingress: PortId, from: &Port, tables: &Tables) 
     Ok(Verdict::Forward { port: entry.port, rewrite: Rewrite::None, used: entry.activity })
 }
 
-/// Whether the frame may leave through `to`: within the MTUs, and within what the sockets on the way carry.
+/// Whether the frame may leave through `to`: within the MTUs, and within what the sockets on the way carry, if it goes that
+/// way.
 ///
 /// The MTU is compared with everything behind the Ethernet header. That is the IP packet, or more if there is padding behind
 /// it: a bridge does not look at IP and drops by length of the frame (kernel `net/core/dev.c`, `is_skb_forwardable`), so what
 /// looks short to IP must not pass here as a long frame.
 #[inline]
 pub fn fits(headers: &Headers, from: &Port, to: &Port, route_mtu: u32) -> Result<(), PassReason> {
-    if headers.frame_bytes.saturating_sub(ETHERNET_BYTES as u32) > to.mtu.min(route_mtu) {
+    if headers.wire_bytes.saturating_sub(ETHERNET_BYTES as u32) > to.mtu.min(route_mtu) {
         return Err(PassReason::TooBig);
     }
-    if headers.frame_bytes > from.max_frame.min(to.max_frame) {
+    if from.path == Path::AfXdp && headers.frame_bytes > from.max_frame.min(to.max_frame) {
         return Err(PassReason::FrameSize);
     }
     Ok(())

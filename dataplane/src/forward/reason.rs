@@ -56,10 +56,13 @@ reasons! {
         ForwardingOff = 19, "forwarding_off", "The node's kernel has IP forwarding switched off.";
         NoSocket = 20, "no_socket", "The receiving queue has no AF_XDP socket.";
         WorkerStalled = 21, "worker_stalled", "The worker of this queue has stopped writing its heartbeat.";
-        SuperFrame = 22, "super_frame", "A segmentation super-frame whose segment size AF_XDP would lose (generic mode).";
+        SuperFrame = 22, "super_frame", "A segmentation super-frame whose segments cannot be measured, or whose size AF_XDP would lose (generic mode).";
         FrameSize = 23, "frame_size", "Larger than the AF_XDP sockets on the way can carry.";
         HiddenChecksum = 24, "hidden_checksum", "A UDP tunnel that may hide an unfinished inner checksum.";
         BridgeFeature = 25, "bridge_feature", "The bridge uses a feature that Podlane leaves to it (VLAN filtering, 802.1X locking).";
+        UnknownSource = 26, "unknown_source", "The bridge does not know the sender on this port yet: it learns the address from this frame.";
+        TablesChanged = 27, "tables_changed", "The tables changed twice while the frame was being looked at.";
+        TablesStale = 28, "tables_stale", "The daemon has stopped following the kernel's tables (hung or stopped), so its own are not trusted.";
     }
 }
 

@@ -16,14 +16,17 @@ const FRAGMENT_MASK: u16 = 0xbfff;
 
 /// Reads the header behind `ethernet`.
 #[inline]
-pub fn parse(bytes: &[u8], frame_bytes: u32, ethernet: Ethernet) -> Result<Headers, PassReason> {
+pub fn parse(bytes: &[u8], frame_bytes: u32, is_super: bool, ethernet: Ethernet) -> Result<Headers, PassReason> {
     let header: &[u8; HEADER_BYTES] =
         bytes.get(ethernet::HEADER_BYTES..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)?;
     if header[0] != VERSION_AND_LENGTH {
         let is_ipv4_with_options = header[0] >> 4 == 4 && header[0] & 0x0f > 5;
         return Err(if is_ipv4_with_options { PassReason::Options } else { PassReason::Malformed });
     }
-    let l3_bytes = u32::from(u16::from_be_bytes([header[2], header[3]]));
+    let l3_bytes = match u32::from(u16::from_be_bytes([header[2], header[3]])) {
+        0 if is_super => frame_bytes.saturating_sub(ethernet::HEADER_BYTES as u32),
+        length => length,
+    };
     if l3_bytes < HEADER_BYTES as u32 || l3_bytes + ethernet::HEADER_BYTES as u32 > frame_bytes {
         return Err(PassReason::Malformed);
     }
@@ -45,6 +48,7 @@ pub fn parse(bytes: &[u8], frame_bytes: u32, ethernet: Ethernet) -> Result<Heade
         protocol: header[9],
         l3_bytes,
         frame_bytes,
+        wire_bytes: frame_bytes,
         l4_offset,
         header_checksum_ok: checksum::ipv4_header_is_right(header),
         may_hide_checksum: l4.may_hide_checksum,

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use super::ethernet::{self, Ethernet};
-use super::{Headers, Network, l4};
+use super::{Headers, Network, l4, super_frame};
 use crate::forward::PassReason;
 
 /// Bytes of the fixed header.
@@ -11,7 +11,7 @@ pub const HEADER_BYTES: usize = 40;
 
 /// Reads the header behind `ethernet`.
 #[inline]
-pub fn parse(bytes: &[u8], frame_bytes: u32, ethernet: Ethernet) -> Result<Headers, PassReason> {
+pub fn parse(bytes: &[u8], frame_bytes: u32, is_super: bool, ethernet: Ethernet) -> Result<Headers, PassReason> {
     let header: &[u8; HEADER_BYTES] =
         bytes.get(ethernet::HEADER_BYTES..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)?;
     if header[0] >> 4 != 6 {
@@ -26,7 +26,11 @@ pub fn parse(bytes: &[u8], frame_bytes: u32, ethernet: Ethernet) -> Result<Heade
         return Err(PassReason::Ttl);
     }
     let l4_offset = (ethernet::HEADER_BYTES + HEADER_BYTES) as u16;
-    let l4 = l4::check_ipv6(bytes, l4_offset, header[6], payload_bytes)?;
+    let (protocol, l3_bytes, l4_offset, l4) = if is_super && payload_bytes == 0 {
+        super_frame::parse_jumbo(bytes, frame_bytes, header[6])?
+    } else {
+        (header[6], l3_bytes, l4_offset, l4::check_ipv6(bytes, l4_offset, header[6], payload_bytes)?)
+    };
     let address = |from: usize| {
         let mut octets = [0; 16];
         octets.copy_from_slice(&header[from..from + 16]);
@@ -36,9 +40,10 @@ pub fn parse(bytes: &[u8], frame_bytes: u32, ethernet: Ethernet) -> Result<Heade
         destination_mac: ethernet.destination,
         source_mac: ethernet.source,
         network: Network::V6 { source: address(8), destination: address(24) },
-        protocol: header[6],
+        protocol,
         l3_bytes,
         frame_bytes,
+        wire_bytes: frame_bytes,
         l4_offset,
         header_checksum_ok: true,
         may_hide_checksum: l4.may_hide_checksum,

@@ -10,11 +10,14 @@ mod ipv4;
 mod ipv6;
 pub mod l4;
 pub mod rewrite;
+mod super_frame;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::addr::MacAddr;
 use crate::forward::PassReason;
+
+pub use super_frame::{Segments, parse_super_frame};
 
 /// Bytes of an untagged Ethernet header.
 pub const ETHERNET_BYTES: usize = ethernet::HEADER_BYTES;
@@ -34,6 +37,8 @@ pub struct Headers {
     pub l3_bytes: u32,
     /// Bytes of the whole frame, Ethernet header and padding included, all pieces together.
     pub frame_bytes: u32,
+    /// The same, of the largest frame that it becomes on a wire: less for a super-frame, which is cut on its way out.
+    pub wire_bytes: u32,
     /// Where the L4 header starts in the frame.
     pub l4_offset: u16,
     /// IPv4: the header checksum is right. IPv6 has none: true.
@@ -68,10 +73,16 @@ pub enum Network {
 /// a frame that is cut into smaller pieces than that is refused as malformed.
 #[inline]
 pub fn parse(bytes: &[u8], frame_bytes: u32) -> Result<Headers, PassReason> {
+    parse_either(bytes, frame_bytes, false)
+}
+
+/// `is_super`: an IP length of 0 stands for "beyond 65,535".
+#[inline]
+fn parse_either(bytes: &[u8], frame_bytes: u32, is_super: bool) -> Result<Headers, PassReason> {
     let ethernet = ethernet::parse(bytes)?;
     match ethernet.ethertype {
-        ethernet::IPV4 => ipv4::parse(bytes, frame_bytes, ethernet),
-        ethernet::IPV6 => ipv6::parse(bytes, frame_bytes, ethernet),
+        ethernet::IPV4 => ipv4::parse(bytes, frame_bytes, is_super, ethernet),
+        ethernet::IPV6 => ipv6::parse(bytes, frame_bytes, is_super, ethernet),
         ethernet::VLAN | ethernet::QINQ => Err(PassReason::Vlan),
         _ => Err(PassReason::NotIp),
     }

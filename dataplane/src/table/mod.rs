@@ -22,7 +22,7 @@ pub use cluster::Cluster;
 pub use fdb::{Fdb, FdbEntry};
 pub use fib::{Fib, FibKey};
 pub use host::HostTable;
-pub use port::{Port, PortKind, PortTable};
+pub use port::{Path, Port, PortKind, PortTable};
 pub use snapshot::{Publisher, Reader, channel};
 
 use crate::addr::{MacAddr, PortId};

@@ -14,6 +14,16 @@ pub enum PortKind {
     Host,
 }
 
+/// How the frames that come in through a port are served.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Path {
+    /// The XDP program steers them into AF_XDP sockets, a worker decides and transmits.
+    #[default]
+    AfXdp,
+    /// The tc program repeats the decision in the kernel.
+    Kernel,
+}
+
 /// What a decision needs to know of a port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Port {
@@ -37,6 +47,11 @@ pub struct Port {
     /// Whether received frames may carry a partial L4 checksum: the interface is a veth, whose other end offloads
     /// checksums to nobody. Never true for a wire, whose corrupt checksums must stay visible.
     pub partial_checksums: bool,
+    /// How frames that come in through it are served.
+    pub path: Path,
+    /// The other end of this veth is in another network namespace, so that the kernel can hand it a frame directly
+    /// (`bpf_redirect_peer` drops what stays in the same one).
+    pub peer: bool,
 }
 
 /// Ports by [`PortId`].

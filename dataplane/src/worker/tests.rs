@@ -12,7 +12,9 @@ use super::*;
 use crate::MacAddr;
 use crate::afxdp::{MemoryQueue, Slept, Waiter};
 use crate::forward::{DropReason, PassReason};
-use crate::table::{Adjacency, Cluster, Fdb, FdbEntry, Fib, LinkId, NextHop, NextHopAction, Port, PortKind, PortTable};
+use crate::table::{
+    Adjacency, Cluster, Fdb, FdbEntry, Fib, LinkId, NextHop, NextHopAction, Path, Port, PortKind, PortTable,
+};
 
 const FRAMES: u32 = 1024;
 const HOST: PortId = PortId(0);
@@ -44,6 +46,8 @@ fn tables() -> Tables {
         learning: true,
         isolated: false,
         partial_checksums: kind == PortKind::Pod,
+        path: Path::AfXdp,
+        peer: kind == PortKind::Pod,
     };
     let ports = PortTable::new([
         (HOST, port(10, PortKind::Host, BRIDGE_MAC)),

@@ -9,7 +9,7 @@ use etherparse::{
 };
 use podlane_dataplane::forward::PassReason;
 use podlane_dataplane::table::{
-    Adjacency, Cluster, Fdb, FdbEntry, Fib, HostTable, LinkId, NextHop, NextHopAction, Port, PortKind, PortTable,
+    Adjacency, Cluster, Fdb, FdbEntry, Fib, HostTable, LinkId, NextHop, NextHopAction, Path, Port, PortKind, PortTable,
     Routing, Tables,
 };
 use podlane_dataplane::{MacAddr, PortId};
@@ -95,8 +95,9 @@ fn port() -> impl Strategy<Value = Port> {
     let kind = prop_oneof![5 => Just(PortKind::Pod), 3 => Just(PortKind::Uplink), 1 => Just(PortKind::Host)];
     let mtu = prop_oneof![5 => Just(1500_u32), 1 => 68..200_u32];
     let max_frame = prop_oneof![5 => Just(65_014_u32), 1 => 60..300_u32];
-    (kind, mtu, max_frame, mostly(), any::<bool>(), prop::bool::weighted(0.3), any::<bool>()).prop_map(
-        |(kind, mtu, max_frame, forwarding, learning, isolated, partial_checksums)| Port {
+    let path = prop_oneof![Just(Path::AfXdp), Just(Path::Kernel)];
+    (kind, mtu, max_frame, mostly(), any::<bool>(), prop::bool::weighted(0.3), any::<bool>(), path).prop_map(
+        |(kind, mtu, max_frame, forwarding, learning, isolated, partial_checksums, path)| Port {
             ifindex: 1,
             kind,
             router_mac: if kind == PortKind::Uplink { UPLINK_MAC } else { BRIDGE_MAC },
@@ -106,6 +107,8 @@ fn port() -> impl Strategy<Value = Port> {
             learning,
             isolated,
             partial_checksums: partial_checksums && kind == PortKind::Pod,
+            path,
+            peer: kind == PortKind::Pod,
         },
     )
 }

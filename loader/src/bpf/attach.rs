@@ -90,7 +90,7 @@ fn is_veth(ifindex: u32, name: &str) -> Result<bool, AttachError> {
 }
 
 /// The name of an interface of the calling thread's namespace; `None` if there is none with this index.
-fn current_name(ifindex: u32) -> Option<String> {
+pub(super) fn current_name(ifindex: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()?;
     // nix 0.31 reports an unknown index as an empty name.
     (!name.is_empty()).then_some(name)

@@ -125,6 +125,16 @@ pub enum AttachError {
         /// Why the generic program did not load.
         source: Box<BpfError>,
     },
+    /// The kernel path was asked for and its program cannot be loaded.
+    #[error(
+        "{name} cannot be served by the kernel path: {source}; set `path = \"af_xdp\"` for it, or `skip = [\"{name}\"]`"
+    )]
+    NoKernelPath {
+        /// The interface.
+        name: String,
+        /// Why the tc program did not load.
+        source: Box<BpfError>,
+    },
     /// Anything else.
     #[error("attaching to {name} failed: {source}; set `skip = [\"{name}\"]` to leave it to the kernel")]
     Other {

@@ -6,8 +6,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use podlane_dataplane::forward::PassReason;
-use podlane_dataplane::table::{Adjacency, Cluster, LinkId, NextHop, NextHopAction, Port, PortKind, Routing};
-use podlane_dataplane::{MacAddr, limits};
+use podlane_dataplane::table::{Adjacency, Cluster, LinkId, NextHop, NextHopAction, Path, Port, PortKind, Routing};
+use podlane_dataplane::{MacAddr, PortId, limits};
 
 /// Bytes from one worker's heartbeat to the next in the heartbeat map; the heartbeat itself is the `u64` in front.
 pub const HEARTBEAT_STRIDE: usize = 64;
@@ -16,12 +16,14 @@ pub const HEARTBEAT_BYTES: usize = HEARTBEAT_STRIDE * limits::MAX_WORKERS;
 
 /// `PASS_SLOTS`: elements of the array of counters by reason.
 const PASS_SLOTS: usize = 32;
+/// `COPIES`: how often every table is there.
+pub(super) const COPIES: usize = 2;
 /// Bytes of `struct counters`.
-pub(super) const COUNTERS_BYTES: usize = 8 * (3 + PASS_SLOTS);
+pub(super) const COUNTERS_BYTES: usize = 8 * (7 + PASS_SLOTS);
 /// Bytes of `struct port`.
 pub(super) const PORT_BYTES: usize = 32;
 /// Bytes of `struct adjacency`.
-pub(super) const ADJACENCY_BYTES: usize = 24;
+pub(super) const ADJACENCY_BYTES: usize = 32;
 /// Bytes of `struct next_hop`.
 pub(super) const NEXT_HOP_BYTES: usize = 16;
 /// Bytes of `struct node`.
@@ -54,6 +56,23 @@ pub(super) fn mac(mac: MacAddr) -> [u8; 8] {
     mac.to_u64().to_be_bytes()
 }
 
+/// The key of a MAC address in copy `copy` of the forwarding database.
+pub(super) fn station_key(copy: usize, address: MacAddr) -> [u8; 8] {
+    let mut key = mac(address);
+    key[0] = copy as u8;
+    key
+}
+
+/// `struct station`.
+pub(super) fn station(port: PortId, activity: u32) -> [u8; 8] {
+    Fields::new().u32(u32::from(port.0)).u32(activity).bytes
+}
+
+/// The key of an interface.
+pub(super) fn interface(copy: usize, ifindex: u32) -> [u8; 4] {
+    (ifindex.wrapping_mul(COPIES as u32) + copy as u32).to_ne_bytes()
+}
+
 /// `struct port`.
 pub(super) fn port(port: &Port) -> [u8; PORT_BYTES] {
     let kind = match port.kind {
@@ -61,7 +80,8 @@ pub(super) fn port(port: &Port) -> [u8; PORT_BYTES] {
         PortKind::Uplink => 2,
         PortKind::Host => 3,
     };
-    let flags = [port.forwarding, port.learning, port.isolated, port.partial_checksums];
+    let repeated = port.path == Path::Kernel;
+    let flags = [port.forwarding, port.learning, port.isolated, port.partial_checksums, repeated, port.peer];
     let flags = flags.iter().enumerate().fold(0, |all, (bit, &flag)| all | u32::from(flag) << bit);
     let fields = Fields::new().bytes(&mac(port.router_mac)).u32(port.ifindex).u32(kind).u32(flags);
     fields.u32(port.mtu).u32(port.max_frame).bytes
@@ -70,7 +90,7 @@ pub(super) fn port(port: &Port) -> [u8; PORT_BYTES] {
 /// `struct adjacency`.
 pub(super) fn adjacency(adjacency: &Adjacency) -> [u8; ADJACENCY_BYTES] {
     let fields = Fields::new().bytes(&mac(adjacency.destination)).bytes(&mac(adjacency.source));
-    fields.u32(u32::from(adjacency.port.0)).u32(1).bytes
+    fields.u32(u32::from(adjacency.port.0)).u32(1).u32(adjacency.activity).bytes
 }
 
 /// `struct next_hop`.
@@ -100,26 +120,35 @@ pub(super) fn node(routing: &Routing, cluster: &Cluster) -> [u8; NODE_BYTES] {
     fields.bytes
 }
 
+fn link_key(copy: usize, link: LinkId) -> u32 {
+    u32::from(link.0) * COPIES as u32 + copy as u32
+}
+
 /// `struct host4`.
-pub(super) fn host4(link: LinkId, address: Ipv4Addr) -> [u8; 8] {
-    Fields::new().u32(u32::from(link.0)).bytes(&address.octets()).bytes
+pub(super) fn host4(copy: usize, link: LinkId, address: Ipv4Addr) -> [u8; 8] {
+    Fields::new().u32(link_key(copy, link)).bytes(&address.octets()).bytes
 }
 
 /// `struct host6`.
-pub(super) fn host6(link: LinkId, address: Ipv6Addr) -> [u8; 20] {
-    Fields::new().u32(u32::from(link.0)).bytes(&address.octets()).bytes
+pub(super) fn host6(copy: usize, link: LinkId, address: Ipv6Addr) -> [u8; 20] {
+    Fields::new().u32(link_key(copy, link)).bytes(&address.octets()).bytes
 }
 
+/// `COPY_BITS`: bits of the copy's number in front of a prefix.
+const COPY_BITS: u32 = 32;
+
 /// `struct prefix4`. Host bits of `address` are cleared.
-pub(super) fn prefix4(address: u32, length: u8) -> [u8; 8] {
+pub(super) fn prefix4(copy: usize, address: u32, length: u8) -> [u8; 12] {
     let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
-    Fields::new().u32(u32::from(length.min(32))).bytes(&(address & mask).to_be_bytes()).bytes
+    let fields = Fields::new().u32(COPY_BITS + u32::from(length.min(32))).u32(copy as u32);
+    fields.bytes(&(address & mask).to_be_bytes()).bytes
 }
 
 /// `struct prefix6`. Host bits of `address` are cleared.
-pub(super) fn prefix6(address: u128, length: u8) -> [u8; 20] {
+pub(super) fn prefix6(copy: usize, address: u128, length: u8) -> [u8; 24] {
     let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
-    Fields::new().u32(u32::from(length.min(128))).bytes(&(address & mask).to_be_bytes()).bytes
+    let fields = Fields::new().u32(COPY_BITS + u32::from(length.min(128))).u32(copy as u32);
+    fields.bytes(&(address & mask).to_be_bytes()).bytes
 }
 
 /// What the program did with the frames of one port.
@@ -131,6 +160,14 @@ pub struct PortCounters {
     pub rx_bytes: u64,
     /// Frames that it gave to an AF_XDP socket. A socket without room drops: see the socket's own counters.
     pub steered: u64,
+    /// Frames that the tc program forwarded. A super-frame counts once, here as everywhere.
+    pub repeated: u64,
+    /// Their bytes.
+    pub repeated_bytes: u64,
+    /// Frames of other ports that the tc program forwarded out of this one.
+    pub repeated_out: u64,
+    /// Their bytes.
+    pub repeated_out_bytes: u64,
     /// Frames that it left to the kernel, by [`PassReason`] as an index.
     pub passed: [u64; PassReason::COUNT],
 }
@@ -143,7 +180,15 @@ impl PortCounters {
             value.copy_from_slice(chunk);
             u64::from_ne_bytes(value)
         });
-        let totals = [&mut self.rx_packets, &mut self.rx_bytes, &mut self.steered];
+        let totals = [
+            &mut self.rx_packets,
+            &mut self.rx_bytes,
+            &mut self.steered,
+            &mut self.repeated,
+            &mut self.repeated_bytes,
+            &mut self.repeated_out,
+            &mut self.repeated_out_bytes,
+        ];
         for total in totals.into_iter().chain(&mut self.passed) {
             *total += values.next().unwrap_or(0);
         }
@@ -179,12 +224,13 @@ mod tests {
             ("MAX_NEXT_HOPS", limits::MAX_NEXT_HOPS),
             ("MAX_CLUSTER_CIDRS", limits::MAX_CLUSTER_CIDRS),
             ("HEARTBEAT_STALE_MS", limits::HEARTBEAT_STALE_MS as usize),
+            ("TABLES_STALE_MS", limits::TABLES_STALE_MS as usize),
         ];
         for (name, value) in limits {
             assert_eq!(define(header, name), value as u64, "{name}");
         }
         let defines = header.lines().filter(|line| line.starts_with("#define MAX_")).count();
-        assert_eq!(defines + 1, limits.len(), "every limit of the header is compared");
+        assert_eq!(defines + 2, limits.len(), "every limit of the header is compared");
     }
 
     #[test]
@@ -198,24 +244,28 @@ mod tests {
             PassReason::ALL.iter().map(|reason| (reason.name().to_owned(), *reason as usize)).collect();
         expected.push(("reasons".to_owned(), PassReason::COUNT));
         assert_eq!(entries.collect::<Vec<_>>(), expected);
-        assert_eq!(define(include_str!("../../../bpf/tables.h"), "PASS_SLOTS"), PASS_SLOTS as u64);
+        let tables = include_str!("../../../bpf/tables.h");
+        assert_eq!(define(tables, "PASS_SLOTS"), PASS_SLOTS as u64);
+        assert_eq!(define(tables, "COPIES"), COPIES as u64);
+        assert_eq!(define(tables, "COPY_BITS"), u64::from(COPY_BITS));
     }
 
     #[test]
     fn host_bits_of_prefixes_are_cleared() {
-        assert_eq!(prefix4(0x0a01_0203, 24)[4..], [10, 1, 2, 0]);
-        assert_eq!(prefix4(u32::MAX, 0)[4..], [0; 4]);
-        assert_eq!(prefix6(u128::MAX, 8)[4..7], [0xff, 0, 0]);
+        assert_eq!(prefix4(0, 0x0a01_0203, 24)[8..], [10, 1, 2, 0]);
+        assert_eq!(prefix4(0, u32::MAX, 0)[8..], [0; 4]);
+        assert_eq!(prefix6(1, u128::MAX, 8)[8..11], [0xff, 0, 0]);
     }
 
     #[test]
     fn counters_of_all_cpus_are_added() {
-        let cpu: Vec<u8> = (1_u64..=3 + PASS_SLOTS as u64).flat_map(u64::to_ne_bytes).collect();
+        let cpu: Vec<u8> = (1_u64..=7 + PASS_SLOTS as u64).flat_map(u64::to_ne_bytes).collect();
         let mut counters = PortCounters::default();
         counters.add(&cpu);
         counters.add(&cpu);
         assert_eq!((counters.rx_packets, counters.rx_bytes, counters.steered), (2, 4, 6));
-        assert_eq!(counters.passed[0], 8);
-        assert_eq!(counters.passed_total(), (0..PassReason::COUNT as u64).map(|index| 2 * (4 + index)).sum::<u64>());
+        assert_eq!((counters.repeated, counters.repeated_out_bytes), (8, 14));
+        assert_eq!(counters.passed[0], 16);
+        assert_eq!(counters.passed_total(), (0..PassReason::COUNT as u64).map(|index| 2 * (8 + index)).sum::<u64>());
     }
 }

@@ -1,4 +1,4 @@
-//! The XDP program: loading it, attaching it to ports, and keeping its maps equal to the engine's tables.
+//! The XDP and tc programs: loading them, attaching them to ports, and keeping their maps equal to the engine's tables.
 //!
 //! [`Steering`] owns the loaded programs, their maps and every attachment. All of it lives in file descriptors of this
 //! process and nothing is pinned: however the process ends, the kernel detaches the programs and the node's traffic goes
@@ -6,8 +6,10 @@
 
 mod attach;
 mod error;
+mod generation;
 mod layout;
 mod load;
+mod repeat;
 mod sync;
 mod sys;
 
@@ -15,12 +17,14 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libbpf_rs::{ErrorKind, MapCore, MapFlags};
+use podlane_dataplane::afxdp::SharedWords;
 use podlane_dataplane::table::Tables;
 use podlane_dataplane::{PortId, limits};
 
 pub use attach::XdpMode;
 pub use error::{AttachError, BpfError};
 pub use layout::{HEARTBEAT_BYTES, HEARTBEAT_STRIDE, PortCounters};
+pub use repeat::TcKind;
 pub use sync::Writes;
 pub use sys::TestRun;
 
@@ -32,10 +36,16 @@ pub struct Steering {
     veth: Option<OwnedFd>,
     /// Loaded when the first port asks for generic mode; an older kernel refuses it.
     generic: Option<OwnedFd>,
+    /// The tc program, loaded when the first port takes the kernel path.
+    repeat: Option<OwnedFd>,
+    tc_kind: TcKind,
     mirrored: sync::Mirrored,
     plain: load::PlainMaps,
     /// Attachments by interface index.
     links: HashMap<u32, (XdpMode, OwnedFd)>,
+    /// The same of the tc program.
+    tc_links: HashMap<u32, repeat::TcLink>,
+    used: SharedWords,
 }
 
 impl Steering {
@@ -47,14 +57,46 @@ impl Steering {
         let (native, mirrored, plain) = load::native()?;
         let mirrored = sync::Mirrored::new(mirrored)?;
         let veth = load::veth(&mirrored, &plain);
-        Ok(Steering { native, veth, generic: None, mirrored, plain, links: HashMap::new() })
+        let used = SharedWords::map(plain.used.as_fd(), limits::MAX_NEIGHBOURS + limits::MAX_FDB);
+        let used = used.map_err(|error| BpfError::Map { table: "entries in use", source: error.into() })?;
+        Ok(Steering {
+            native,
+            veth,
+            generic: None,
+            repeat: None,
+            tc_kind: repeat::best_kind(),
+            mirrored,
+            plain,
+            links: HashMap::new(),
+            tc_links: HashMap::new(),
+            used,
+        })
     }
 
-    /// Writes what differs from the last call into the maps. Unchanged parts of a snapshot (the same `Arc`) cost nothing.
+    /// Shows the tc program that the tables are being kept up to date, at `now_ns` of `CLOCK_MONOTONIC_COARSE`. It trusts
+    /// them for [`limits::TABLES_STALE_MS`] from then.
+    pub fn vouch(&self, now_ns: u64) {
+        self.mirrored.generations.beat(now_ns);
+    }
+
+    /// When the tc program last used entry `index`, seconds of the monotonic clock, at most 1.1 s early; 0 for never.
+    pub fn last_used_s(&self, index: u32) -> u32 {
+        // The program counts in units of 2^30 ns.
+        ((self.used.load(index as usize) << 30) / 1_000_000_000) as u32
+    }
+
+    /// The snapshot that the programs read; counts up with every change.
+    pub fn generation(&self) -> u64 {
+        self.mirrored.generations.current()
+    }
+
+    /// Writes a snapshot into the maps, as the difference to what the copy that is not in force holds, and puts it in force.
+    /// Parts that are the same (`Arc`) as when that copy was last written cost nothing. Programs see the old snapshot until
+    /// the new one is complete.
     ///
     /// # Errors
-    /// [`BpfError::Full`] before anything is written; [`BpfError::Map`] with everything up to that point written, and the
-    /// next call going on from there.
+    /// [`BpfError::Full`] before anything is written; [`BpfError::Map`] with the old snapshot still in force, and the next
+    /// call going on from there.
     pub fn sync(&mut self, tables: &Tables) -> Result<Writes, BpfError> {
         self.mirrored.sync(tables)
     }
@@ -172,9 +214,36 @@ impl Steering {
         for (field, value) in context.chunks_exact_mut(4).zip([0, end, 0, ifindex, queue, 0]) {
             field.copy_from_slice(&value.to_ne_bytes());
         }
-        sys::test_run(self.native.as_fd(), frame, &context, repeat)
+        sys::test_run(self.native.as_fd(), frame, &context, repeat, &mut Vec::new())
+    }
+
+    /// Runs the tc program `repeat` times on a made-up frame, as if it had come in through interface `ifindex` of the calling
+    /// thread's network namespace; with `gso_size` other than 0 as a super-frame whose segments carry so many bytes. Returns
+    /// the frame as it is afterwards. The frame counts; it is not delivered anywhere.
+    ///
+    /// # Errors
+    /// The kernel's: `EINVAL` for a frame of less than 14 bytes or more than a page holds, `ENODEV` for an unknown interface.
+    pub fn test_repeat(
+        &mut self,
+        frame: &[u8],
+        ifindex: u32,
+        gso_size: u32,
+        repeat: u32,
+    ) -> std::io::Result<(TestRun, Vec<u8>)> {
+        let mut context = [0; SK_BUFF_BYTES];
+        context[SK_BUFF_IFINDEX..][..4].copy_from_slice(&ifindex.to_ne_bytes());
+        context[SK_BUFF_GSO_SIZE..][..4].copy_from_slice(&gso_size.to_ne_bytes());
+        let program = self.repeat_program("a test run").map_err(std::io::Error::other)?.as_fd();
+        let mut out = vec![0; frame.len()];
+        let run = sys::test_run(program, frame, &context, repeat, &mut out)?;
+        Ok((run, out))
     }
 }
+
+/// Offsets in `struct __sk_buff`, and its size up to the last field that we set.
+const SK_BUFF_IFINDEX: usize = 40;
+const SK_BUFF_GSO_SIZE: usize = 176;
+const SK_BUFF_BYTES: usize = 184;
 
 fn below(what: &'static str, number: usize, limit: usize) -> Result<(), BpfError> {
     if number < limit { Ok(()) } else { Err(BpfError::Beyond { what, number, limit }) }

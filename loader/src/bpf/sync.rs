@@ -1,8 +1,9 @@
-//! Writing snapshots into the BPF maps: only the difference to what is there, in an order in which the program never
-//! follows an entry to a target that is not written yet.
+//! Writing snapshots into the BPF maps: only the difference to what is there, into the copy that no program reads, which is
+//! made current when it is complete.
 //!
-//! The maps have one writer, so what they hold is known without reading them back: every table keeps a copy of what was
-//! successfully written. A call that fails half-way leaves that copy true, and the next call goes on from there.
+//! The maps have one writer, so what they hold is known without reading them back: every table keeps a note of what was
+//! successfully written. A call that fails half-way leaves that note true and the old snapshot in force, and the next call
+//! goes on from there.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,7 +13,8 @@ use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use podlane_dataplane::table::Tables;
 
 use super::error::BpfError;
-use super::layout;
+use super::generation::Generations;
+use super::layout::{self, COPIES};
 
 /// How much a call of [`super::Steering::sync`] wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -25,8 +27,8 @@ pub struct Writes {
 
 /// The map of a keyed table and what is in it.
 #[derive(Debug)]
-pub(super) struct Keyed<const K: usize, const V: usize> {
-    pub(super) map: MapHandle,
+struct Keyed<const K: usize, const V: usize> {
+    map: Arc<MapHandle>,
     table: &'static str,
     /// Key to value and the round of planning that last saw it.
     written: HashMap<[u8; K], ([u8; V], u32)>,
@@ -51,9 +53,14 @@ impl<const K: usize, const V: usize> Keyed<K, V>
 where
     [u8; K]: Hash + Eq,
 {
-    fn new(map: MapHandle, table: &'static str) -> Result<Self, BpfError> {
-        check_sizes(&map, K, V)?;
-        Ok(Keyed { map, table, written: HashMap::new(), round: 0 })
+    fn new(map: &Arc<MapHandle>, table: &'static str) -> Result<Self, BpfError> {
+        check_sizes(map, K, V)?;
+        Ok(Keyed { map: Arc::clone(map), table, written: HashMap::new(), round: 0 })
+    }
+
+    /// Entries of one copy at most.
+    fn limit(&self) -> usize {
+        self.map.max_entries() as usize / COPIES
     }
 
     /// Compares with what is written; refuses more entries than fit.
@@ -76,7 +83,7 @@ where
                 }
             }
         }
-        let (count, limit) = (kept + changes.added, self.map.max_entries() as usize);
+        let (count, limit) = (kept + changes.added, self.limit());
         if count > limit {
             return Err(BpfError::Full { table: self.table, count, limit });
         }
@@ -89,7 +96,7 @@ where
 
     /// Adds and changes. In a map that is too full to hold old and new entries together, the old ones go first.
     fn put(&mut self, changes: &mut Changes<K, V>, writes: &mut Writes) -> Result<(), BpfError> {
-        if self.written.len() + changes.added > self.map.max_entries() as usize {
+        if self.written.len() + changes.added > self.limit() {
             self.remove(changes, writes)?;
         }
         for (key, value) in &changes.put {
@@ -118,9 +125,10 @@ where
 
 /// The map of a table whose keys are its indices, and what is in it. A slot of zeros is empty.
 #[derive(Debug)]
-pub(super) struct Slots<const V: usize> {
-    pub(super) map: MapHandle,
+struct Slots<const V: usize> {
+    map: Arc<MapHandle>,
     table: &'static str,
+    copy: usize,
     written: Vec<[u8; V]>,
 }
 
@@ -132,9 +140,14 @@ struct SlotChanges<const V: usize> {
 }
 
 impl<const V: usize> Slots<V> {
-    fn new(map: MapHandle, table: &'static str) -> Result<Self, BpfError> {
-        check_sizes(&map, 4, V)?;
-        Ok(Slots { map, table, written: Vec::new() })
+    fn new(map: &Arc<MapHandle>, table: &'static str, copy: usize) -> Result<Self, BpfError> {
+        check_sizes(map, 4, V)?;
+        Ok(Slots { map: Arc::clone(map), table, copy, written: Vec::new() })
+    }
+
+    /// Slots of one copy.
+    fn limit(&self) -> usize {
+        self.map.max_entries() as usize / COPIES
     }
 
     fn plan(&mut self, slots: impl Iterator<Item = [u8; V]>) -> Result<SlotChanges<V>, BpfError> {
@@ -148,7 +161,7 @@ impl<const V: usize> Slots<V> {
             }
             if value == [0; V] { changes.clear.push(index) } else { changes.put.push((index, value)) }
         }
-        let limit = self.map.max_entries() as usize;
+        let limit = self.limit();
         if count > limit {
             return Err(BpfError::Full { table: self.table, count, limit });
         }
@@ -174,7 +187,8 @@ impl<const V: usize> Slots<V> {
 
     fn write(&mut self, index: usize, value: [u8; V]) -> Result<(), BpfError> {
         let table = self.table;
-        let updated = self.map.update(&(index as u32).to_ne_bytes(), &value, MapFlags::ANY);
+        let slot = self.copy * self.limit() + index;
+        let updated = self.map.update(&(slot as u32).to_ne_bytes(), &value, MapFlags::ANY);
         updated.map_err(|source| BpfError::Map { table, source })?;
         if self.written.len() <= index {
             self.written.resize(index + 1, [0; V]);
@@ -193,35 +207,46 @@ pub(super) fn check_sizes(map: &MapHandle, key: usize, value: usize) -> Result<(
     Err(BpfError::Layout { map: map.name().to_string_lossy().into_owned(), found, expected })
 }
 
-/// The maps that mirror a snapshot.
+/// The maps that mirror snapshots.
 #[derive(Debug)]
-pub(super) struct Mirrored {
-    pub(super) interfaces: Keyed<4, 4>,
-    pub(super) ports: Slots<{ layout::PORT_BYTES }>,
-    pub(super) fdb: Keyed<8, 4>,
-    pub(super) hosts4: Keyed<8, 4>,
-    pub(super) hosts6: Keyed<20, 4>,
-    pub(super) adjacencies: Slots<{ layout::ADJACENCY_BYTES }>,
-    pub(super) next_hops: Slots<{ layout::NEXT_HOP_BYTES }>,
-    pub(super) fib4: Keyed<8, 4>,
-    pub(super) fib6: Keyed<20, 4>,
-    pub(super) node: Slots<{ layout::NODE_BYTES }>,
-    /// The last snapshot that was written completely: parts that are still the same need no look.
-    last: Option<Tables>,
+pub(super) struct MirroredMaps {
+    pub generations: Arc<MapHandle>,
+    pub interfaces: Arc<MapHandle>,
+    pub ports: Arc<MapHandle>,
+    pub fdb: Arc<MapHandle>,
+    pub hosts4: Arc<MapHandle>,
+    pub hosts6: Arc<MapHandle>,
+    pub adjacencies: Arc<MapHandle>,
+    pub next_hops: Arc<MapHandle>,
+    pub fib4: Arc<MapHandle>,
+    pub fib6: Arc<MapHandle>,
+    pub nodes: Arc<MapHandle>,
 }
 
-/// The same maps, as they come out of the loaded program.
-pub(super) struct MirroredMaps {
-    pub interfaces: MapHandle,
-    pub ports: MapHandle,
-    pub fdb: MapHandle,
-    pub hosts4: MapHandle,
-    pub hosts6: MapHandle,
-    pub adjacencies: MapHandle,
-    pub next_hops: MapHandle,
-    pub fib4: MapHandle,
-    pub fib6: MapHandle,
-    pub nodes: MapHandle,
+/// The maps and what is in them.
+#[derive(Debug)]
+pub(super) struct Mirrored {
+    pub(super) maps: MirroredMaps,
+    pub(super) generations: Generations,
+    copies: [Snapshot; COPIES],
+}
+
+/// One copy of every table.
+#[derive(Debug)]
+struct Snapshot {
+    copy: usize,
+    interfaces: Keyed<4, 4>,
+    ports: Slots<{ layout::PORT_BYTES }>,
+    fdb: Keyed<8, 8>,
+    hosts4: Keyed<8, 4>,
+    hosts6: Keyed<20, 4>,
+    adjacencies: Slots<{ layout::ADJACENCY_BYTES }>,
+    next_hops: Slots<{ layout::NEXT_HOP_BYTES }>,
+    fib4: Keyed<12, 4>,
+    fib6: Keyed<24, 4>,
+    node: Slots<{ layout::NODE_BYTES }>,
+    /// The snapshot that was last written to it completely: parts that are still the same need no look.
+    last: Option<Tables>,
 }
 
 /// The changes of every table.
@@ -229,46 +254,60 @@ pub(super) struct MirroredMaps {
 struct Plan {
     interfaces: Changes<4, 4>,
     ports: SlotChanges<{ layout::PORT_BYTES }>,
-    fdb: Changes<8, 4>,
+    fdb: Changes<8, 8>,
     hosts4: Changes<8, 4>,
     hosts6: Changes<20, 4>,
     adjacencies: SlotChanges<{ layout::ADJACENCY_BYTES }>,
     next_hops: SlotChanges<{ layout::NEXT_HOP_BYTES }>,
-    fib4: Changes<8, 4>,
-    fib6: Changes<20, 4>,
+    fib4: Changes<12, 4>,
+    fib6: Changes<24, 4>,
     node: SlotChanges<{ layout::NODE_BYTES }>,
 }
 
 impl Mirrored {
     pub(super) fn new(maps: MirroredMaps) -> Result<Self, BpfError> {
-        Ok(Mirrored {
-            interfaces: Keyed::new(maps.interfaces, "interfaces")?,
-            ports: Slots::new(maps.ports, "ports")?,
-            fdb: Keyed::new(maps.fdb, "MAC addresses in the forwarding database")?,
-            hosts4: Keyed::new(maps.hosts4, "IPv4 neighbours")?,
-            hosts6: Keyed::new(maps.hosts6, "IPv6 neighbours")?,
-            adjacencies: Slots::new(maps.adjacencies, "adjacencies")?,
-            next_hops: Slots::new(maps.next_hops, "next hops")?,
-            fib4: Keyed::new(maps.fib4, "IPv4 routes")?,
-            fib6: Keyed::new(maps.fib6, "IPv6 routes")?,
-            node: Slots::new(maps.nodes, "settings of the node")?,
+        let generations = Generations::map(&maps.generations)?;
+        let copies = [Snapshot::new(&maps, 0)?, Snapshot::new(&maps, 1)?];
+        Ok(Mirrored { maps, generations, copies })
+    }
+
+    /// Writes `tables` into the copy that is not current and makes it current.
+    pub(super) fn sync(&mut self, tables: &Tables) -> Result<Writes, BpfError> {
+        let generation = self.generations.current() + 1;
+        let snapshot = &mut self.copies[generation as usize % COPIES];
+        let mut plan = snapshot.plan(tables)?;
+        let mut writes = Writes::default();
+        self.generations.begin(generation);
+        snapshot.put(&mut plan, &mut writes)?;
+        snapshot.remove(&mut plan, &mut writes)?;
+        snapshot.last = Some(tables.clone());
+        self.generations.make_current(generation);
+        Ok(writes)
+    }
+}
+
+impl Snapshot {
+    fn new(maps: &MirroredMaps, copy: usize) -> Result<Self, BpfError> {
+        Ok(Snapshot {
+            copy,
+            interfaces: Keyed::new(&maps.interfaces, "interfaces")?,
+            ports: Slots::new(&maps.ports, "ports", copy)?,
+            fdb: Keyed::new(&maps.fdb, "MAC addresses in the forwarding database")?,
+            hosts4: Keyed::new(&maps.hosts4, "IPv4 neighbours")?,
+            hosts6: Keyed::new(&maps.hosts6, "IPv6 neighbours")?,
+            adjacencies: Slots::new(&maps.adjacencies, "adjacencies", copy)?,
+            next_hops: Slots::new(&maps.next_hops, "next hops", copy)?,
+            fib4: Keyed::new(&maps.fib4, "IPv4 routes")?,
+            fib6: Keyed::new(&maps.fib6, "IPv6 routes")?,
+            node: Slots::new(&maps.nodes, "settings of the node", copy)?,
             last: None,
         })
     }
 
-    /// Brings the maps to the state of `tables`.
-    pub(super) fn sync(&mut self, tables: &Tables) -> Result<Writes, BpfError> {
-        let mut plan = self.plan(tables)?;
-        let mut writes = Writes::default();
-        self.put(&mut plan, &mut writes)?;
-        self.remove(&mut plan, &mut writes)?;
-        self.last = Some(tables.clone());
-        Ok(writes)
-    }
-
-    /// Compares the parts that are not the very same as in the last snapshot.
+    /// Compares the parts that are not the very same as when this copy was last written.
     fn plan(&mut self, tables: &Tables) -> Result<Plan, BpfError> {
         let mut plan = Plan::default();
+        let copy = self.copy;
         let last = self.last.take();
         let last = last.as_ref();
         if !last.is_some_and(|last| Arc::ptr_eq(&last.ports, &tables.ports)) {
@@ -278,18 +317,22 @@ impl Mirrored {
                 slots[id.index()] = layout::port(port);
             }
             plan.ports = self.ports.plan(slots.into_iter())?;
-            let numbers = tables.ports.iter().map(|(id, port)| (port.ifindex.to_ne_bytes(), index(u32::from(id.0))));
+            let numbers =
+                tables.ports.iter().map(|(id, port)| (layout::interface(copy, port.ifindex), index(u32::from(id.0))));
             plan.interfaces = self.interfaces.plan(numbers)?;
         }
         if !last.is_some_and(|last| Arc::ptr_eq(&last.fdb, &tables.fdb)) {
-            let entries = tables.fdb.iter().map(|(mac, entry)| (layout::mac(mac), index(u32::from(entry.port.0))));
+            let entries = tables
+                .fdb
+                .iter()
+                .map(|(mac, entry)| (layout::station_key(copy, mac), layout::station(entry.port, entry.activity)));
             plan.fdb = self.fdb.plan(entries)?;
         }
         if !last.is_some_and(|last| Arc::ptr_eq(&last.hosts, &tables.hosts)) {
             let hosts = tables.hosts.iter4();
-            plan.hosts4 = self.hosts4.plan(hosts.map(|(link, ip, to)| (layout::host4(link, ip), index(to))))?;
+            plan.hosts4 = self.hosts4.plan(hosts.map(|(link, ip, to)| (layout::host4(copy, link, ip), index(to))))?;
             let hosts = tables.hosts.iter6();
-            plan.hosts6 = self.hosts6.plan(hosts.map(|(link, ip, to)| (layout::host6(link, ip), index(to))))?;
+            plan.hosts6 = self.hosts6.plan(hosts.map(|(link, ip, to)| (layout::host6(copy, link, ip), index(to))))?;
         }
         if !last.is_some_and(|last| Arc::ptr_eq(&last.adjacencies, &tables.adjacencies)) {
             plan.adjacencies = self.adjacencies.plan(tables.adjacencies.iter().map(layout::adjacency))?;
@@ -299,17 +342,19 @@ impl Mirrored {
         }
         if !last.is_some_and(|last| Arc::ptr_eq(&last.fib4, &tables.fib4)) {
             let routes = tables.fib4.iter();
-            plan.fib4 = self.fib4.plan(routes.map(|(ip, length, to)| (layout::prefix4(ip, length), index(to))))?;
+            plan.fib4 =
+                self.fib4.plan(routes.map(|(ip, length, to)| (layout::prefix4(copy, ip, length), index(to))))?;
         }
         if !last.is_some_and(|last| Arc::ptr_eq(&last.fib6, &tables.fib6)) {
             let routes = tables.fib6.iter();
-            plan.fib6 = self.fib6.plan(routes.map(|(ip, length, to)| (layout::prefix6(ip, length), index(to))))?;
+            plan.fib6 =
+                self.fib6.plan(routes.map(|(ip, length, to)| (layout::prefix6(copy, ip, length), index(to))))?;
         }
         plan.node = self.node.plan(std::iter::once(layout::node(&tables.routing, &tables.cluster)))?;
         Ok(plan)
     }
 
-    /// Targets before what points to them.
+    /// Nobody reads this copy, so the order does not matter.
     fn put(&mut self, plan: &mut Plan, writes: &mut Writes) -> Result<(), BpfError> {
         self.ports.put(&plan.ports, writes)?;
         self.adjacencies.put(&plan.adjacencies, writes)?;
@@ -323,7 +368,6 @@ impl Mirrored {
         self.interfaces.put(&mut plan.interfaces, writes)
     }
 
-    /// What points to targets before them.
     fn remove(&mut self, plan: &mut Plan, writes: &mut Writes) -> Result<(), BpfError> {
         self.interfaces.remove(&mut plan.interfaces, writes)?;
         self.fib6.remove(&mut plan.fib6, writes)?;

@@ -1,5 +1,5 @@
-//! The two calls of libbpf that `libbpf-rs` has no fitting wrapper for: creating an XDP link with a mode, and running a
-//! program by its file descriptor. The loader's only `unsafe` code.
+//! The calls of libbpf and of the kernel that no library here has a fitting wrapper for: links with a mode or at tcx,
+//! running a program by its file descriptor, waiting for programs. The loader's only `unsafe` code.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -18,21 +18,70 @@ use super::XdpMode;
 /// The kernel's (`net/core/dev.c`, `dev_xdp_attach`).
 pub(super) fn create_link(program: BorrowedFd<'_>, ifindex: u32, mode: XdpMode) -> io::Result<OwnedFd> {
     let ifindex = i32::try_from(ifindex).map_err(|_| io::Error::from_raw_os_error(nix::libc::EINVAL))?;
+    let flags = match mode {
+        XdpMode::Native => libbpf_sys::XDP_FLAGS_DRV_MODE,
+        XdpMode::Generic => libbpf_sys::XDP_FLAGS_SKB_MODE,
+    };
+    create(program, ifindex, libbpf_sys::BPF_XDP, flags)
+}
+
+/// Attaches the tc program `program` to tcx ingress of interface `ifindex` of the calling thread's network namespace, behind
+/// the programs that are there already. Linux 6.6.
+///
+/// The kernel detaches when the last copy of the returned descriptor is closed, however the process ends.
+///
+/// # Errors
+/// The kernel's (`kernel/bpf/tcx.c`, `tcx_link_attach`).
+pub(super) fn create_tcx_link(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let ifindex = i32::try_from(ifindex).map_err(|_| io::Error::from_raw_os_error(nix::libc::EINVAL))?;
+    create(program, ifindex, libbpf_sys::BPF_TCX_INGRESS, 0)
+}
+
+fn create(program: BorrowedFd<'_>, ifindex: i32, kind: libbpf_sys::bpf_attach_type, flags: u32) -> io::Result<OwnedFd> {
     let options = libbpf_sys::bpf_link_create_opts {
         sz: size_of::<libbpf_sys::bpf_link_create_opts>() as _,
-        flags: match mode {
-            XdpMode::Native => libbpf_sys::XDP_FLAGS_DRV_MODE,
-            XdpMode::Generic => libbpf_sys::XDP_FLAGS_SKB_MODE,
-        },
+        flags,
         ..Default::default()
     };
     // SAFETY: `program` is open during the call, and `options` is a valid structure of the size that it names.
-    let fd = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, libbpf_sys::BPF_XDP, &options) };
+    let fd = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, kind, &options) };
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(-fd));
     }
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a clsact qdisc on interface `ifindex`. Says whether it is new.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn create_clsact(ifindex: u32) -> io::Result<bool> {
+    let ifindex = i32::try_from(ifindex).map_err(|_| io::Error::from_raw_os_error(nix::libc::EINVAL))?;
+    let mut hook = libbpf_sys::bpf_tc_hook {
+        sz: size_of::<libbpf_sys::bpf_tc_hook>() as _,
+        ifindex,
+        attach_point: libbpf_sys::BPF_TC_INGRESS,
+        ..Default::default()
+    };
+    // SAFETY: `hook` is a valid structure of the size that it names.
+    match unsafe { libbpf_sys::bpf_tc_hook_create(&mut hook) } {
+        0 => Ok(true),
+        error if error == -nix::libc::EEXIST => Ok(false),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
+/// Waits until every BPF program that ran when this was called has ended, on machines that may reorder loads; elsewhere the
+/// programs notice by themselves ([`super::generation`]).
+pub(super) fn wait_for_programs() {
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        /// `MEMBARRIER_CMD_GLOBAL` (`linux/membarrier.h`): an RCU grace period.
+        const GLOBAL: nix::libc::c_int = 1;
+        // SAFETY: no pointers. Fails only where the kernel was built without it, and then nothing better can be done.
+        unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, GLOBAL, 0, 0) };
+    }
 }
 
 /// What a test run came to.
@@ -44,22 +93,32 @@ pub struct TestRun {
     pub ns: u32,
 }
 
-/// Runs an XDP program `repeat` times on `frame`, the context being `context` (`struct xdp_md`).
-pub(super) fn test_run(program: BorrowedFd<'_>, frame: &[u8], context: &[u8; 24], repeat: u32) -> io::Result<TestRun> {
+/// Runs a program `repeat` times on `frame`, the context being `context` (`struct xdp_md` or `struct __sk_buff`). The frame
+/// as it is afterwards goes to `out`, which must have room for it, unless it has none at all.
+pub(super) fn test_run(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    context: &[u8],
+    repeat: u32,
+    out: &mut Vec<u8>,
+) -> io::Result<TestRun> {
     let mut options = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as _,
         data_in: frame.as_ptr().cast(),
         data_size_in: u32::try_from(frame.len()).unwrap_or(u32::MAX),
         ctx_in: context.as_ptr().cast(),
         ctx_size_in: context.len() as u32,
+        data_out: if out.is_empty() { std::ptr::null_mut() } else { out.as_mut_ptr().cast() },
+        data_size_out: u32::try_from(out.len()).unwrap_or(u32::MAX),
         repeat: i32::try_from(repeat).unwrap_or(i32::MAX),
         ..Default::default()
     };
-    // SAFETY: `program` is open during the call; the pointers and lengths are those of live slices, which the kernel only
-    // reads, since no output buffer is given.
+    // SAFETY: `program` is open during the call; the pointers and lengths are those of live slices, of which the kernel
+    // writes only to `out`, no more than its length.
     let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) };
     if result < 0 {
         return Err(io::Error::from_raw_os_error(-result));
     }
+    out.truncate(options.data_size_out as usize);
     Ok(TestRun { verdict: options.retval, ns: options.duration })
 }

@@ -10,7 +10,7 @@ use podlane_dataplane::limits::MAX_CLUSTER_CIDRS;
 pub enum BadCidr {
     /// Not an address and a prefix length.
     #[error(
-        "\"{0}\" is not a CIDR; write a network address and a prefix length, for example 10.244.0.0/16 or \
+        "{0:?} is not a CIDR; write a network address and a prefix length, for example 10.244.0.0/16 or \
          fd00:10:244::/48"
     )]
     Malformed(String),

@@ -14,9 +14,10 @@ use super::settings::{Given, Origin, Problem, Settings};
 pub const MAX_FILE: u64 = 1 << 20;
 
 /// Every key of the file, in the order of the sample.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 14] = [
     "instance",
     "path",
+    "port_paths",
     "bridge",
     "uplinks",
     "cluster_cidrs",
@@ -110,6 +111,7 @@ impl Reader<'_> {
         match key {
             "instance" => settings.instance = self.string(origin, value),
             "path" => settings.path = self.string(origin, value),
+            "port_paths" => settings.port_paths = self.strings(origin, value),
             "bridge" => settings.bridge = self.string(origin, value),
             "uplinks" => settings.uplinks = self.strings(origin, value),
             "cluster_cidrs" => settings.cluster_cidrs = self.strings(origin, value),
@@ -221,6 +223,7 @@ mod tests {
         let text = r#"
             instance = "i"
             path = "p"
+            port_paths = ["a=kernel"]
             bridge = "b"
             uplinks = ["u", "v"]
             cluster_cidrs = []
@@ -240,17 +243,18 @@ mod tests {
         let expected = Settings {
             instance: Some(text(2, "instance", "i")),
             path: Some(text(3, "path", "p")),
-            bridge: Some(text(4, "bridge", "b")),
-            uplinks: Some(vec![text(5, "uplinks", "u"), text(5, "uplinks", "v")]),
+            port_paths: Some(vec![text(4, "port_paths", "a=kernel")]),
+            bridge: Some(text(5, "bridge", "b")),
+            uplinks: Some(vec![text(6, "uplinks", "u"), text(6, "uplinks", "v")]),
             cluster_cidrs: Some(vec![]),
-            workers: number(7, "workers", 2),
-            cpus: Some(text(8, "cpus", "0-1")),
-            frames: number(9, "frames", 4096),
-            xdp_mode: Some(text(10, "xdp_mode", "m")),
-            checksum_metadata: Some(text(11, "checksum_metadata", "c")),
-            idle_spin_us: number(12, "idle_spin_us", 1000),
-            skip: Some(vec![text(13, "skip", "s")]),
-            log: Some(text(14, "log", "l")),
+            workers: number(8, "workers", 2),
+            cpus: Some(text(9, "cpus", "0-1")),
+            frames: number(10, "frames", 4096),
+            xdp_mode: Some(text(11, "xdp_mode", "m")),
+            checksum_metadata: Some(text(12, "checksum_metadata", "c")),
+            idle_spin_us: number(13, "idle_spin_us", 1000),
+            skip: Some(vec![text(14, "skip", "s")]),
+            log: Some(text(15, "log", "l")),
         };
         assert_eq!(settings, expected);
     }
@@ -281,7 +285,7 @@ mod tests {
             let expected = format!("there is no key {wrong:?}; did you mean `{right}`?");
             assert_eq!(problems(&format!("{wrong} = 1")), [(1, expected)]);
         }
-        assert!(problems("zebra = 1")[0].1.contains("the keys are instance, path, bridge"));
+        assert!(problems("zebra = 1")[0].1.contains("the keys are instance, path, port_paths, bridge"));
         assert!(problems("[server]\nbridge = \"b\"")[0].1.contains("no section [server]"));
     }
 

@@ -1,6 +1,7 @@
 //! The rules: what each setting may be, alone and beside the others. One method per setting; a mistake becomes a sentence
 //! and the others are judged all the same.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -11,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 use super::cpus::{self, Host};
 use super::file::nearest;
 use super::settings::{Given, Problem};
-use super::{DEFAULT_FILE, DEFAULT_WORKERS, InterfaceName, MAX_FRAMES, MIN_FRAMES, cidr};
+use super::{DEFAULT_FILE, DEFAULT_WORKERS, InterfaceName, MAX_FRAMES, MIN_FRAMES, PathChoice, cidr};
 
 /// Values of `log`.
 pub const LOG_LEVELS: [(&str, LevelFilter); 5] = [
@@ -63,26 +64,31 @@ impl Judge {
         number
     }
 
-    /// The forwarding path. This version has one.
-    pub fn path(&mut self, given: Option<Given<String>>) {
-        let Some(given) = given else { return };
-        match given.value.as_str() {
-            "af_xdp" => {}
-            other @ ("kernel" | "auto") => self.complain(
-                &given,
-                format_args!(
-                    "path {other:?} is not in this version, which forwards through AF_XDP only; write \
-                 path = \"af_xdp\" or leave it out"
-                ),
-            ),
-            other => self.complain(
-                &given,
-                format_args!(
-                    "{other:?} is not a path; write path = \"af_xdp\" or \
-             leave it out"
-                ),
-            ),
+    /// Paths of single ports, each once.
+    pub fn port_paths(&mut self, given: Vec<Given<String>>) -> BTreeMap<InterfaceName, PathChoice> {
+        let mut paths = BTreeMap::new();
+        if let Some(beyond) = given.get(MAX_PORTS) {
+            self.complain(
+                beyond,
+                format_args!("{} ports are given and at most {MAX_PORTS} are supported", given.len()),
+            );
+            return paths;
         }
+        for item in given {
+            let Some((name, word)) = item.value.split_once('=') else {
+                self.complain(&item, format_args!("{:?} is not IFACE=PATH, such as veth0=kernel", item.value));
+                continue;
+            };
+            let part = |text: &str| Given { value: text.trim().to_owned(), origin: item.origin };
+            let name: Option<InterfaceName> = self.parse(&part(name));
+            let choice = self.choice(Some(part(word)), &PathChoice::WORDS);
+            let (Some(name), Some(choice)) = (name, choice) else { continue };
+            if paths.contains_key(&name) {
+                self.complain(&item, format_args!("{name} is given twice; leave one out"));
+            }
+            paths.insert(name, choice);
+        }
+        paths
     }
 
     /// Bridge and uplinks, which must be given and must differ. What is absent is only complained about if `readable`.

@@ -11,6 +11,7 @@ mod judge;
 mod names;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -63,6 +64,33 @@ pub enum ChecksumMetadata {
     Off,
 }
 
+/// What a person says of the path of a port's frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PathChoice {
+    /// Through AF_XDP sockets and a worker.
+    #[default]
+    AfXdp,
+    /// Repeated in the kernel by the tc program.
+    Kernel,
+    /// AF_XDP where a port's sockets are zero-copy, the kernel elsewhere.
+    Auto,
+}
+
+impl PathChoice {
+    /// The words for them.
+    pub const WORDS: [(&'static str, PathChoice); 3] =
+        [("af_xdp", PathChoice::AfXdp), ("kernel", PathChoice::Kernel), ("auto", PathChoice::Auto)];
+
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        match self {
+            PathChoice::AfXdp => "af_xdp",
+            PathChoice::Kernel => "kernel",
+            PathChoice::Auto => "auto",
+        }
+    }
+}
+
 /// A whole, valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -70,6 +98,10 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Name of this daemon.
     pub instance: InstanceName,
+    /// The path of all ports that `port_paths` does not name.
+    pub path: PathChoice,
+    /// The path of single ports, by their interface.
+    pub port_paths: BTreeMap<InterfaceName, PathChoice>,
     /// The bridge whose members are pods.
     pub bridge: InterfaceName,
     /// Interfaces towards other nodes; empty (said explicitly in the file) for a node that serves only its own pods.
@@ -139,7 +171,8 @@ impl Config {
         // A mistake in a key also makes it look absent; only a readable file can lack something.
         let readable = problems.is_empty();
         let mut judge = Judge { problems };
-        judge.path(settings.path);
+        let path = judge.choice(settings.path, &PathChoice::WORDS);
+        let port_paths = judge.port_paths(settings.port_paths.unwrap_or_default());
         let instance = settings.instance.map_or_else(|| Some(InstanceName::default()), |name| judge.parse(&name));
         let (bridge, uplinks) = judge.interfaces(settings.bridge, settings.uplinks, readable);
         let skip = judge.skip(settings.skip.unwrap_or_default(), &uplinks);
@@ -156,6 +189,8 @@ impl Config {
             (Some(instance), Some(bridge)) if judge.problems.is_empty() => Ok(Config {
                 file: file.map(Path::to_owned),
                 instance,
+                path: path.unwrap_or_default(),
+                port_paths,
                 bridge,
                 uplinks,
                 cluster_cidrs,

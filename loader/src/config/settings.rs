@@ -31,6 +31,8 @@ pub struct Settings {
     pub instance: Option<Given<String>>,
     /// `path`
     pub path: Option<Given<String>>,
+    /// `port_paths`, each `IFACE=PATH`
+    pub port_paths: Option<Vec<Given<String>>>,
     /// `bridge`
     pub bridge: Option<Given<String>>,
     /// `uplinks`
@@ -61,6 +63,7 @@ impl Settings {
         Settings {
             instance: self.instance.or(file.instance),
             path: self.path.or(file.path),
+            port_paths: self.port_paths.or(file.port_paths),
             bridge: self.bridge.or(file.bridge),
             uplinks: self.uplinks.or(file.uplinks),
             cluster_cidrs: self.cluster_cidrs.or(file.cluster_cidrs),

@@ -31,6 +31,8 @@ fn defaults() -> Config {
     Config {
         file: Some(FILE.into()),
         instance: InstanceName::default(),
+        path: PathChoice::AfXdp,
+        port_paths: BTreeMap::new(),
         bridge: "cbr0".parse().unwrap(),
         uplinks: vec!["eth0".parse().unwrap()],
         cluster_cidrs: Vec::new(),
@@ -117,11 +119,11 @@ fn a_misspelt_bridge_is_not_also_missing() {
 fn each_rule_has_its_sentence() {
     for (lines, expected) in [
         ("instance = \"A\"", "instance: \"A\" is not an instance name: use 1 to 32 of the characters a-z, 0-9 and -"),
-        (
-            "path = \"auto\"",
-            "path: path \"auto\" is not in this version, which forwards through AF_XDP only; write path = \"af_xdp\" or leave it out",
-        ),
-        ("path = \"dpdk\"", "path: \"dpdk\" is not a path; write path = \"af_xdp\" or leave it out"),
+        ("path = \"dpdk\"", "path: \"dpdk\" is not one of af_xdp, kernel, auto"),
+        ("path = \"kernal\"", "path: \"kernal\" is not one of af_xdp, kernel, auto; did you mean \"kernel\"?"),
+        ("port_paths = [\"veth1\"]", "port_paths: \"veth1\" is not IFACE=PATH, such as veth0=kernel"),
+        ("port_paths = [\"veth1=fast\"]", "port_paths: \"fast\" is not one of af_xdp, kernel, auto"),
+        ("port_paths = [\"v=auto\", \"v=kernel\"]", "port_paths: v is given twice; leave one out"),
         ("workers = 0", "workers: 0 is out of range; allowed are 1 to 16 workers"),
         ("workers = 17", "workers: 17 is out of range; allowed are 1 to 16 workers"),
         ("workers = -1", "workers: -1 is out of range; allowed are 1 to 16 workers"),

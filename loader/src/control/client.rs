@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use serde_json::Value;
 
-use super::protocol::Request;
+use super::protocol::{PortPath, Request};
 use super::socket::{open_stream, peer};
 use crate::status::{SCHEMA, Status};
 
@@ -82,6 +82,25 @@ pub fn ask_status(instance: &str, patience: Duration) -> Result<(String, Status)
     let answer = ask(instance, &super::socket_path(instance), Request::Status, patience)?;
     let status = understand(instance, &answer)?;
     Ok((answer, status))
+}
+
+/// Has an instance change the path of ports. Returns the answer as it was and as it was understood.
+///
+/// # Errors
+/// [`AskError`], also if the daemon refuses.
+pub fn ask_path(
+    instance: &str,
+    path: &str,
+    ports: &[String],
+    patience: Duration,
+) -> Result<(String, Vec<PortPath>), AskError> {
+    let request = Request::Path { path: path.to_owned(), ports: ports.to_vec() };
+    let answer = ask(instance, &super::socket_path(instance), request, patience)?;
+    let garbled =
+        |error: serde_json::Error| AskError::Garbled { instance: instance.to_owned(), what: error.to_string() };
+    let value: Value = serde_json::from_str(&answer).map_err(garbled)?;
+    let ports = serde_json::from_value(value.get("ports").cloned().unwrap_or_default()).map_err(garbled)?;
+    Ok((answer, ports))
 }
 
 /// Reads a status of this version's schema.

@@ -1,17 +1,35 @@
 //! What is said over the control socket.
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::status::Status;
 
 /// A question: `{"request":"status"}`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Is anybody there?
     Ping,
     /// How are you?
     Status,
+    /// Change the path of ports: `{"request":"path","path":"kernel","ports":["veth0"]}`.
+    Path {
+        /// `af_xdp`, `kernel` or `auto`.
+        path: String,
+        /// Interfaces; none means all.
+        ports: Vec<String>,
+    },
+}
+
+/// The path that a port takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortPath {
+    /// The interface.
+    pub name: String,
+    /// `af_xdp` or `kernel`.
+    pub path: String,
+    /// Why.
+    pub why: String,
 }
 
 /// A line that asks nothing that this version knows.
@@ -30,13 +48,14 @@ pub enum BadRequest {
 
 impl Request {
     /// All names, for messages.
-    const NAMES: &'static str = "\"ping\" and \"status\"";
+    const NAMES: &'static str = "\"ping\", \"status\" and \"path\"";
 
     /// The name on the wire.
-    pub const fn name(self) -> &'static str {
+    pub const fn name(&self) -> &'static str {
         match self {
             Request::Ping => "ping",
             Request::Status => "status",
+            Request::Path { .. } => "path",
         }
     }
 
@@ -46,14 +65,28 @@ impl Request {
         match value.get("request").and_then(Value::as_str) {
             Some("ping") => Ok(Request::Ping),
             Some("status") => Ok(Request::Status),
+            Some("path") => Self::parse_path(&value),
             Some(other) => Err(BadRequest::Unknown(other.to_owned())),
             None => Err(BadRequest::Malformed),
         }
     }
 
+    fn parse_path(value: &Value) -> Result<Self, BadRequest> {
+        let path = value.get("path").and_then(Value::as_str).ok_or(BadRequest::Malformed)?.to_owned();
+        let ports = match value.get("ports") {
+            None => Vec::new(),
+            Some(ports) => serde_json::from_value(ports.clone()).map_err(|_| BadRequest::Malformed)?,
+        };
+        Ok(Request::Path { path, ports })
+    }
+
     /// The line that asks, with its end.
-    pub fn line(self) -> String {
-        format!("{}\n", json!({ "request": self.name() }))
+    pub fn line(&self) -> String {
+        let line = match self {
+            Request::Path { path, ports } => json!({ "request": self.name(), "path": path, "ports": ports }),
+            _ => json!({ "request": self.name() }),
+        };
+        format!("{line}\n")
     }
 }
 
@@ -67,6 +100,8 @@ pub enum Response {
     },
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Path`]: `{"ports":[…]}`, the ports that were named or all, as they are now.
+    Paths(Vec<PortPath>),
     /// A sentence: `{"error":"…"}`.
     Error(String),
 }
@@ -76,6 +111,7 @@ impl Serialize for Response {
         match self {
             Response::Pong { pid } => json!({ "pid": pid }).serialize(serializer),
             Response::Status(status) => status.serialize(serializer),
+            Response::Paths(ports) => json!({ "ports": ports }).serialize(serializer),
             Response::Error(sentence) => json!({ "error": sentence }).serialize(serializer),
         }
     }

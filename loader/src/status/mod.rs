@@ -32,8 +32,10 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since its start.
     pub uptime_s: f64,
-    /// How frames are forwarded: `af_xdp`.
+    /// How frames are forwarded, unless said otherwise of a port: `af_xdp`, `kernel` or `auto`.
     pub path: String,
+    /// How the kernel path's program is attached on this kernel.
+    pub kernel_program: KernelProgram,
     /// Name of the bridge.
     pub bridge: String,
     /// `ok`, or a sentence: why nothing is bridged.
@@ -64,6 +66,16 @@ pub struct Status {
     pub learning: LearningStatus,
     /// [`Status::balances`], as the daemon saw it.
     pub accounts_balance: bool,
+}
+
+/// Where the program of the kernel path hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelProgram {
+    /// At tcx ingress (Linux 6.6).
+    Tcx,
+    /// In a clsact qdisc.
+    Clsact,
 }
 
 /// Where [`Status::cluster_cidrs`] come from.
@@ -188,6 +200,10 @@ pub struct PortStatus {
     pub kind: PortKind,
     /// Queues with a socket.
     pub queues: u32,
+    /// How frames that come in through it are forwarded: `af_xdp` or `kernel`.
+    pub path: String,
+    /// Why so, as a clause.
+    pub why_path: String,
     /// How its XDP program is attached.
     pub xdp_mode: PortXdpMode,
     /// How its sockets reach the UMEM.
@@ -203,13 +219,17 @@ pub struct PortStatus {
     /// Why it is not served; absent when it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// Packets that the XDP program saw.
+    /// Packets that the program of its path saw. A segmentation super-frame counts once.
     pub rx_packets: u64,
     /// Their bytes, Ethernet header included.
     pub rx_bytes: u64,
     /// Packets that the XDP program gave to a socket.
     pub steered: u64,
-    /// Packets that the XDP program left to the kernel.
+    /// Packets that the tc program forwarded: the kernel path.
+    pub repeated: u64,
+    /// Their bytes.
+    pub repeated_bytes: u64,
+    /// Packets that the program left to the kernel.
     pub passed: Breakdown,
     /// Steered packets that the socket could not take.
     pub socket_drops: SocketDrops,
@@ -227,6 +247,10 @@ pub struct PortStatus {
     pub tx_packets: u64,
     /// Their bytes.
     pub tx_bytes: u64,
+    /// Packets of other ports that the tc program forwarded out of this port.
+    pub repeated_out: u64,
+    /// Their bytes.
+    pub repeated_out_bytes: u64,
     /// Packets that one worker counted as forwarded and handed to the worker of this port, which could not transmit them.
     /// They came in through other ports, so they are in none of this port's equations.
     #[serde(default)]
@@ -397,19 +421,26 @@ impl PortStatus {
         i128::from(self.rx_packets) - self.accounted()
     }
 
-    /// forwarded + kernel + passed + dropped, the drops of the sockets included.
+    /// forwarded + repeated + kernel + passed + dropped, the drops of the sockets included.
     fn accounted(&self) -> i128 {
-        [self.forwarded, self.kernel.total, self.passed.total, self.dropped.total, self.socket_drops.total()]
-            .into_iter()
-            .map(i128::from)
-            .sum()
+        [
+            self.forwarded,
+            self.repeated,
+            self.kernel.total,
+            self.passed.total,
+            self.dropped.total,
+            self.socket_drops.total(),
+        ]
+        .into_iter()
+        .map(i128::from)
+        .sum()
     }
 
-    /// Whether the three equations of the accounts hold: received = passed + steered, steered = received by workers +
+    /// Whether the three equations of the accounts hold: received = passed + repeated + steered, steered = received by workers +
     /// dropped by sockets, received by workers = forwarded + kernel + dropped.
     pub fn balances(&self) -> bool {
         let sum = |parts: &[u64]| parts.iter().copied().map(u128::from).sum::<u128>();
-        u128::from(self.rx_packets) == sum(&[self.passed.total, self.steered])
+        u128::from(self.rx_packets) == sum(&[self.passed.total, self.repeated, self.steered])
             && u128::from(self.steered) == sum(&[self.worker_rx, self.socket_drops.total()])
             && u128::from(self.worker_rx) == sum(&[self.forwarded, self.kernel.total, self.dropped.total])
     }

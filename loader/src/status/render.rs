@@ -16,6 +16,7 @@ impl Status {
         self.render_list(&mut out, "Notes", self.notes.iter().cloned());
         self.render_ports(&mut out);
         self.render_accounts(&mut out);
+        self.render_sent(&mut out);
         self.render_list(
             &mut out,
             "Left to the kernel",
@@ -72,11 +73,14 @@ impl Status {
     fn render_ports(&self, out: &mut String) {
         let _ = writeln!(out, "\nPorts");
         let mut table =
-            Table::new(["ID", "NAME", "KIND", "STATE", "MTU", "QUEUES", "XDP", "SOCKETS", "LARGE FRAMES", "CHECKSUMS"]);
+            Table::new(["ID", "NAME", "KIND", "STATE", "MTU", "QUEUES", "PATH", "XDP", "SOCKETS", "LARGE", "CSUM"]);
         for port in &self.ports {
             table.row(port_cells(port));
             if let Some(why) = &port.why {
                 table.lines(wrap("      ", why));
+            }
+            if port.kind != PortKind::Host && port.why_path != "as configured" {
+                table.lines(wrap("      ", &format!("path {}: {}", port.path, port.why_path)));
             }
         }
         if self.ports.is_empty() {
@@ -90,7 +94,8 @@ impl Status {
             return;
         }
         let _ = writeln!(out, "\nPackets received, and what became of them");
-        let mut table = Table::new(["PORT", "RX", "", "FORWARDED", "", "KERNEL", "", "PASSED", "", "DROPPED", "TX"]);
+        let mut table =
+            Table::new(["PORT", "RX", "", "WORKER", "", "REPEATED", "", "KERNEL", "", "PASSED", "", "DROPPED"]);
         for port in &self.ports {
             table.row([
                 Cell::text(&port.name),
@@ -98,12 +103,13 @@ impl Status {
                 Cell::Sign("="),
                 Cell::Number(port.forwarded),
                 Cell::Sign("+"),
+                Cell::Number(port.repeated),
+                Cell::Sign("+"),
                 Cell::Number(port.kernel.total),
                 Cell::Sign("+"),
                 Cell::Number(port.passed.total),
                 Cell::Sign("+"),
                 Cell::Number(port.dropped.total.saturating_add(port.socket_drops.total())),
-                Cell::Number(port.tx_packets),
             ]);
             table.lines(reason_lines(port));
         }
@@ -112,10 +118,28 @@ impl Status {
             out,
             wrap(
                 "  ",
-                "FORWARDED by a worker; KERNEL: handed to the kernel by a worker; PASSED: left to the kernel by the XDP \
-                 program; TX: sent out of the port; tx lost: forwarded to this port by another worker and not sent.",
+                "WORKER: forwarded by a worker; REPEATED: forwarded in the kernel, on the kernel path; KERNEL: handed to the \
+                 kernel by a worker; PASSED: left to the kernel by the port's program.",
             ),
         );
+    }
+
+    fn render_sent(&self, out: &mut String) {
+        if self.ports.is_empty() {
+            return;
+        }
+        let _ = writeln!(out, "\nPackets sent, and by whom");
+        let mut table = Table::new(["PORT", "WORKER", "REPEATED", "LOST"]);
+        for port in &self.ports {
+            table.row([
+                Cell::text(&port.name),
+                Cell::Number(port.tx_packets),
+                Cell::Number(port.repeated_out),
+                Cell::Number(port.tx_dropped.total),
+            ]);
+            table.lines(lost_lines(port));
+        }
+        table.render(out);
     }
 
     fn render_workers(&self, out: &mut String) {
@@ -211,7 +235,7 @@ fn uptime(seconds: f64) -> String {
     if parts.is_empty() { "0 s".to_owned() } else { parts.join(" ") }
 }
 
-fn port_cells(port: &PortStatus) -> [Cell; 10] {
+fn port_cells(port: &PortStatus) -> [Cell; 11] {
     let kind = match port.kind {
         PortKind::Pod => "pod",
         PortKind::Uplink => "uplink",
@@ -236,6 +260,7 @@ fn port_cells(port: &PortStatus) -> [Cell; 10] {
         Cell::text(&port.state),
         Cell::Number(port.mtu.into()),
         Cell::Number(port.queues.into()),
+        Cell::text(if port.kind == PortKind::Host { "-" } else { &port.path }),
         Cell::text(xdp),
         Cell::text(sockets),
         Cell::text(large),
@@ -251,8 +276,6 @@ fn reason_lines(port: &PortStatus) -> Vec<String> {
     }
     let socket_drops = port.socket_drops.parts();
     reasons.extend(socket_drops.iter().map(|&(name, count, sentence)| ("dropped", name, count, sentence)));
-    reasons
-        .extend(sorted(&port.tx_dropped).map(|(name, count)| ("tx lost", name, count, sentence(name).unwrap_or(""))));
     reasons.retain(|(_, _, count, _)| *count > 0);
     let digits = reasons.iter().map(|(_, _, count, _)| thousands(*count).len()).max().unwrap_or(0);
     let mut lines = Vec::new();
@@ -268,6 +291,16 @@ fn reason_lines(port: &PortStatus) -> Vec<String> {
         )),
     }
     lines
+}
+
+/// Why packets for this port were not sent.
+fn lost_lines(port: &PortStatus) -> Vec<String> {
+    let parts = sorted(&port.tx_dropped);
+    parts
+        .flat_map(|(name, count)| {
+            wrap(&format!("      lost    {name:<17}{}  ", thousands(count)), sentence(name).unwrap_or(""))
+        })
+        .collect()
 }
 
 fn sorted(parts: &Breakdown) -> impl Iterator<Item = (&str, u64)> {

@@ -9,6 +9,8 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
         ifindex: 10 + id,
         kind,
         queues: 1,
+        path: "af_xdp".to_owned(),
+        why_path: "as configured".to_owned(),
         xdp_mode: PortXdpMode::Native,
         copy_mode: CopyMode::Copy,
         multi_buffer: true,
@@ -19,6 +21,8 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
         rx_packets: 0,
         rx_bytes: 0,
         steered: 0,
+        repeated: 0,
+        repeated_bytes: 0,
         passed: Breakdown::default(),
         socket_drops: SocketDrops::default(),
         worker_rx: 0,
@@ -28,6 +32,8 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
         dropped: Breakdown::default(),
         tx_packets: 0,
         tx_bytes: 0,
+        repeated_out: 0,
+        repeated_out_bytes: 0,
         tx_dropped: Breakdown::default(),
     }
 }
@@ -66,6 +72,7 @@ fn example() -> Status {
         pid: 4711,
         uptime_s: 7384.5,
         path: "af_xdp".to_owned(),
+        kernel_program: KernelProgram::Tcx,
         bridge: "cbr0".to_owned(),
         bridge_state: "ok".to_owned(),
         uplinks: vec!["eth0".to_owned()],
@@ -252,6 +259,8 @@ proptest! {
         port.why = Some(why);
         port.rx_packets = counts[0];
         port.forwarded = counts[1];
+        port.repeated = counts[4];
+        port.repeated_out = counts[3];
         port.tx_packets = counts[5];
         port.passed = Breakdown::of(reasons.iter().map(|&(reason, count)| (PassReason::ALL[reason].name(), count)));
         port.kernel = Breakdown::of([("ttl", counts[2] / 1_000_000)]);

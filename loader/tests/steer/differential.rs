@@ -1,19 +1,21 @@
 //! Random frames over random tables: the program must decide as the engine does, reason for reason.
 //!
-//! The numbers come from a small generator with a fixed seed, so a failure repeats; `PODLANE_SEED` picks another run.
+//! The XDP program answers for ports of the af_xdp path, the tc program for those of the kernel path, and there the bytes
+//! that leave are compared as well. The numbers come from a small generator with a fixed seed, so a failure repeats;
+//! `PODLANE_SEED` picks another run and `PODLANE_ROUNDS` a longer one (each is a world and 200 frames).
 
 use std::sync::Arc;
 
 use podlane_dataplane::forward::PassReason;
 use podlane_dataplane::table::{
-    Adjacency, Cluster, Fdb, FdbEntry, Fib, HostTable, LinkId, NextHop, NextHopAction, PortKind, PortTable, Routing,
-    Tables,
+    Adjacency, Cluster, Fdb, FdbEntry, Fib, HostTable, LinkId, NextHop, NextHopAction, Path as ServedBy, PortKind,
+    PortTable, Routing, Tables,
 };
 use podlane_dataplane::{MacAddr, PortId};
 
 use crate::frames::*;
 use crate::net;
-use crate::world::{INGRESS, INTERFACES, Outcome, UPLINK, World, port};
+use crate::world::{INGRESS, INTERFACES, Outcome, Repeated, UPLINK, World, port};
 
 /// SplitMix64.
 struct Random(u64);
@@ -113,6 +115,9 @@ fn random_port(random: &mut Random, id: PortId, ifindex: u32) -> podlane_datapla
     port.partial_checksums = random.one_in(2);
     port.mtu = random.pick(&[80, 100, 1500, 9000]);
     port.max_frame = random.pick(&[90, 200, 4096, 65_014]);
+    port.path = random.pick(&[ServedBy::AfXdp, ServedBy::Kernel]);
+    port.learning = !random.one_in(4);
+    port.peer = random.one_in(2);
     port
 }
 
@@ -144,6 +149,11 @@ fn random_frame(random: &mut Random) -> Vec<u8> {
         }
         _ => echo(family, path, payload),
     };
+    if family == Family::V6 && random.one_in(12) {
+        let right = (frame.len() - L4[1] + 8) as u64;
+        let length = random.pick(&[right, right, right + 1, 7, 30, u64::from(u32::MAX)]);
+        make_jumbo(&mut frame, length as u32);
+    }
     if random.one_in(4) {
         frame.resize(frame.len() + random.below(40) as usize, 0);
     }
@@ -155,7 +165,12 @@ fn random_frame(random: &mut Random) -> Vec<u8> {
 
 fn bend(random: &mut Random, family: Family, frame: &mut Vec<u8>) {
     let l4 = L4[usize::from(family == Family::V6)];
-    match random.below(9) {
+    match random.below(11) {
+        9 => put16(frame, L3 + if family == Family::V4 { 2 } else { 4 }, 0),
+        10 => {
+            let at = (l4 + 12).min(frame.len() - 1);
+            frame[at] = random.pick(&[0x40, 0x50, 0x80, 0xf0]);
+        }
         0 => frame[L3] = random.pick(&[0x45, 0x46, 0x4f, 0x44, 0x60, 0x50, 0x00]),
         1 => put16(frame, L3 + 2, random.below(200) as u16),
         2 => put16(frame, L3 + 4, random.below(200) as u16),
@@ -185,28 +200,66 @@ fn program_and_engine_agree() {
         let mut world = World::new();
         let ifindexes = INTERFACES.map(net::ifindex);
         let mut seen = std::collections::HashMap::new();
-        for round in 0..200 {
+        let rounds =
+            std::env::var("PODLANE_ROUNDS").map_or(400_u32, |text| text.parse().expect("PODLANE_ROUNDS is a number"));
+        let (mut supers, mut too_short) = (0, 0);
+        for round in 0..rounds {
             let tables = random_tables(&mut random, ifindexes);
-            world.change(|current| *current = tables);
+            world.change(|current| *current = tables.clone());
             for _ in 0..200 {
                 let (ingress, frame) = (random.pick(&INGRESS), random_frame(&mut random));
-                let (engine, program) = (world.engine(ingress, &frame), world.program(ingress, &frame));
-                let context =
-                    || format!("seed {seed}, round {round}, from {ingress}: {frame:02x?}\n{:#?}", world.tables);
-                assert_eq!(program, engine, "{}", context());
-                *seen.entry(engine).or_insert(0_u32) += 1;
+                let context = || format!("seed {seed}, round {round}, from {ingress}: {frame:02x?}\n{:#?}", tables);
+                let path = tables.ports.get(ingress).unwrap().path;
+                let outcome = match path {
+                    ServedBy::AfXdp => {
+                        let (engine, program) = (world.engine(ingress, &frame), world.program(ingress, &frame));
+                        assert_eq!(program, engine, "{}", context());
+                        engine
+                    }
+                    ServedBy::Kernel => {
+                        let gso_size = if random.one_in(3) { 20 + random.below(1600) as u16 } else { 0 };
+                        let engine = world.engine_repeats(ingress, &frame, gso_size);
+                        let Some(program) = world.repeats(ingress, &frame, gso_size) else {
+                            too_short += 1;
+                            continue;
+                        };
+                        assert_eq!(program, engine, "segments of {gso_size}, {}", context());
+                        supers += u32::from(gso_size != 0 && matches!(engine, Repeated::Forwarded(..)));
+                        match engine {
+                            Repeated::Forwarded(..) => Outcome::Steered,
+                            Repeated::Passed(reason) => Outcome::Passed(reason),
+                        }
+                    }
+                };
+                world.other_program_keeps_out(ingress, &frame);
+                *seen.entry((path, outcome)).or_insert(0_u32) += 1;
             }
         }
-        let missing: Vec<_> = DECIDED.iter().filter(|reason| !seen.contains_key(&Outcome::Passed(**reason))).collect();
-        assert!(
-            missing.is_empty() && seen[&Outcome::Steered] > 500,
-            "reasons that never came up: {missing:?}; {seen:?}"
-        );
+        for path in [ServedBy::AfXdp, ServedBy::Kernel] {
+            let happens = |reason: &&PassReason| match path {
+                ServedBy::AfXdp => !ONLY_REPEATED.contains(reason),
+                ServedBy::Kernel => !ONLY_STEERED.contains(reason),
+            };
+            let missing = |reason: &&PassReason| !seen.contains_key(&(path, Outcome::Passed(**reason)));
+            let missing: Vec<_> = DECIDED.iter().filter(happens).filter(missing).collect();
+            assert!(
+                missing.is_empty() && seen[&(path, Outcome::Steered)] > 100,
+                "reasons that never came up on {path:?}: {missing:?}; {seen:?}"
+            );
+        }
+        assert!(too_short < rounds * 10, "{too_short} frames were too short for a test run");
+        assert!(supers > 20, "{supers} super-frames were forwarded");
     });
 }
 
+/// Reasons of one path alone.
+const ONLY_STEERED: [PassReason; 2] = [PassReason::FrameSize, PassReason::HiddenChecksum];
+const ONLY_REPEATED: [PassReason; 2] = [PassReason::UnknownSource, PassReason::SuperFrame];
+
 /// Reasons that a decision can come to by itself.
-const DECIDED: [PassReason; 18] = [
+const DECIDED: [PassReason; 20] = [
+    PassReason::UnknownSource,
+    PassReason::SuperFrame,
     PassReason::NotIp,
     PassReason::Vlan,
     PassReason::Group,

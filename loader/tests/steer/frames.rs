@@ -113,6 +113,16 @@ pub fn echo(family: Family, path: Path, payload: usize) -> Vec<u8> {
     frame
 }
 
+/// Makes a super-frame beyond 65,535 bytes of an IPv6 TCP frame, as far as its headers go: payload length 0, and the length
+/// in a jumbo option of the given length.
+pub fn make_jumbo(frame: &mut Vec<u8>, length: u32) {
+    put16(frame, L3 + 4, 0);
+    let next_header = std::mem::replace(&mut frame[L3 + 6], 0);
+    let mut option = vec![next_header, 0, 0xc2, 4];
+    option.extend(length.to_be_bytes());
+    frame.splice(L4[1]..L4[1], option);
+}
+
 /// Writes a big-endian 16-bit field.
 pub fn put16(frame: &mut [u8], at: usize, value: u16) {
     frame[at..at + 2].copy_from_slice(&value.to_be_bytes());

@@ -30,6 +30,7 @@ fn one_changed_route_among_fifteen_thousand_is_one_quick_write() {
         let mut world = World::new();
         let routes: Vec<(u32, u8, u32)> = (0..15_000).map(|n| ((11 << 24) + n * 256, 24, 1)).collect();
         world.change(|tables| tables.fib4 = Arc::new(Fib::new(routes.iter().copied())));
+        world.settle();
         let mut other = routes.clone();
         other[7_777].2 = 3;
         world.tables.fib4 = Arc::new(Fib::new(other.iter().copied()));
@@ -38,6 +39,7 @@ fn one_changed_route_among_fifteen_thousand_is_one_quick_write() {
         let took = start.elapsed();
         println!("one changed route: {took:?}");
         assert!(took.as_millis() < 250, "{took:?}");
+        world.settle();
         other.remove(7_777);
         world.tables.fib4 = Arc::new(Fib::new(other));
         assert_eq!(world.steering.sync(&world.tables).unwrap(), Writes { updated: 0, removed: 1 });
@@ -97,7 +99,9 @@ fn a_full_map_is_named_and_nothing_is_written() {
         }
         world.tables.hosts = Arc::new(hosts);
         world.tables.fib4 = Arc::default();
+        let generation = world.steering.generation();
         let error = world.steering.sync(&world.tables).unwrap_err();
+        assert_eq!(world.steering.generation(), generation);
         assert!(matches!(error, BpfError::Full { table: "IPv4 neighbours", count: 16_385, limit: 16_384 }), "{error}");
         let hops = vec![NextHop { action: NextHopAction::Gateway(0), mtu: 0 }; limits::MAX_NEXT_HOPS + 1];
         world.tables = Tables { next_hops: Arc::new(hops), ..good.clone() };
@@ -123,8 +127,11 @@ fn a_full_table_can_be_replaced_by_another() {
             assert_eq!(left_out, 0);
             Tables { fdb: Arc::new(fdb), ..Tables::default() }
         };
+        // Of each copy of the tables.
+        steering.sync(&fdb(0)).unwrap();
         steering.sync(&fdb(0)).unwrap();
         let all = limits::MAX_FDB;
+        assert_eq!(steering.sync(&fdb(all as u64)).unwrap(), Writes { updated: all, removed: all });
         assert_eq!(steering.sync(&fdb(all as u64)).unwrap(), Writes { updated: all, removed: all });
         assert_eq!(steering.sync(&fdb(all as u64 + 1)).unwrap(), Writes { updated: 1, removed: 1 });
     });

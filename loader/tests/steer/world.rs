@@ -6,10 +6,10 @@ use std::sync::Arc;
 use nix::libc;
 use podlane::bpf::{PortCounters, Steering};
 use podlane_dataplane::afxdp::clock;
-use podlane_dataplane::forward::{PassReason, Verdict, decide};
-use podlane_dataplane::packet::parse;
+use podlane_dataplane::forward::{PassReason, Rewrite, Verdict, decide};
+use podlane_dataplane::packet::{Segments, parse, parse_super_frame, rewrite};
 use podlane_dataplane::table::{
-    Adjacency, Cluster, Fdb, FdbEntry, Fib, HostTable, LinkId, NextHop, NextHopAction, Port, PortKind, PortTable,
+    Adjacency, Cluster, Fdb, FdbEntry, Fib, HostTable, LinkId, NextHop, NextHopAction, Path, Port, PortKind, PortTable,
     Tables,
 };
 use podlane_dataplane::{MacAddr, PortId, limits};
@@ -29,6 +29,9 @@ pub const INTERFACES: [&str; 4] = ["pod-a", "pod-b", "uplink", "pod-c"];
 
 pub const PASS: u32 = 2;
 pub const REDIRECT: u32 = 4;
+/// Of tc.
+const NEXT: i32 = -1;
+const TC_REDIRECT: u32 = 7;
 /// What the route by way of `ROUTE_MTU_SUBNET` carries at most, bytes.
 pub const ROUTE_MTU: u32 = 600;
 
@@ -36,6 +39,14 @@ pub const ROUTE_MTU: u32 = 600;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Outcome {
     Steered,
+    Passed(PassReason),
+}
+
+/// What the tc program did with one frame.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Repeated {
+    /// Out of this port, as these bytes.
+    Forwarded(PortId, Vec<u8>),
     Passed(PassReason),
 }
 
@@ -54,6 +65,8 @@ impl World {
         ip(&format!("link add name uplink {queues} type veth peer name pod-c {queues}"));
         let mut steering = Steering::load().unwrap();
         let tables = tables(INTERFACES.map(ifindex));
+        // Into both copies.
+        steering.sync(&tables).unwrap();
         steering.sync(&tables).unwrap();
         let mut world = World { steering, tables, sockets: Vec::new() };
         world.stay_alive();
@@ -65,9 +78,11 @@ impl World {
         world
     }
 
-    /// Worker 0 looks alive for an hour, however long this thread waits for a processor.
+    /// Worker 0 and the tables look alive for an hour, however long this thread waits for a processor.
     pub fn stay_alive(&self) {
-        self.steering.beat(0, clock::coarse_ns() + 3_600_000_000_000).unwrap();
+        let end_ns = clock::coarse_ns() + 3_600_000_000_000;
+        self.steering.beat(0, end_ns).unwrap();
+        self.steering.vouch(end_ns);
     }
 
     /// Worker 0 shows that it was alive so many milliseconds ago.
@@ -90,6 +105,11 @@ impl World {
     /// Changes the tables and writes them.
     pub fn change(&mut self, change: impl FnOnce(&mut Tables)) {
         change(&mut self.tables);
+        self.steering.sync(&self.tables).unwrap();
+    }
+
+    /// Brings the copy of the tables that is not in force in step, so that what a change writes is only the change.
+    pub fn settle(&mut self) {
         self.steering.sync(&self.tables).unwrap();
     }
 
@@ -124,6 +144,75 @@ impl World {
     /// What the program does with a frame on queue 0.
     pub fn program(&self, ingress: PortId, frame: &[u8]) -> Outcome {
         self.program_with_linear(ingress, 0, frame, frame.len().min(MAX_LINEAR))
+    }
+
+    /// What the engine says of a frame, or of a super-frame with segments of `gso_size`, and what leaves.
+    pub fn engine_repeats(&self, ingress: PortId, frame: &[u8], gso_size: u16) -> Repeated {
+        let bytes = frame.len() as u32;
+        let segments = Segments { bytes: gso_size, encapsulated: false };
+        let parsed = if gso_size == 0 { parse(frame, bytes) } else { parse_super_frame(frame, bytes, segments) };
+        let headers = match parsed {
+            Ok(headers) => headers,
+            Err(reason) => return Repeated::Passed(reason),
+        };
+        match decide(&headers, ingress, &self.tables) {
+            Verdict::Kernel(reason) => Repeated::Passed(reason),
+            Verdict::Forward { port, rewrite, .. } => {
+                let mut out = frame.to_vec();
+                if let Rewrite::Route { destination, source } = rewrite {
+                    rewrite::route(&mut out, &headers, destination, source);
+                }
+                Repeated::Forwarded(port, out)
+            }
+        }
+    }
+
+    /// What the tc program does with a frame, or with a super-frame. Verdict and all counters must agree; what it leaves to
+    /// the kernel it must not have changed. `None`: no test run is to be had with a frame that ends within its IP header.
+    pub fn repeats(&mut self, ingress: PortId, frame: &[u8], gso_size: u16) -> Option<Repeated> {
+        let all = |world: &World| INGRESS.map(|port| world.steering.counters(port).unwrap());
+        let ifindex = self.tables.ports.get(ingress).unwrap().ifindex;
+        let before = all(self);
+        let (run, out) = match self.steering.test_repeat(frame, ifindex, gso_size.into(), 1) {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput && frame.len() < 54 => return None,
+            run => run.unwrap(),
+        };
+        let after = all(self);
+        let own = INGRESS.iter().position(|port| *port == ingress).unwrap();
+        let (old, new) = (&before[own], &after[own]);
+        let bytes = frame.len() as u64;
+        assert_eq!((new.rx_packets - old.rx_packets, new.rx_bytes - old.rx_bytes), (1, bytes));
+        if new.repeated == old.repeated {
+            assert_eq!((run.verdict as i32, out.as_slice()), (NEXT, frame));
+            let passed = |reason: &&PassReason| new.passed[**reason as usize] != old.passed[**reason as usize];
+            return Some(Repeated::Passed(*PassReason::ALL.iter().find(passed).unwrap()));
+        }
+        assert_eq!(run.verdict, TC_REDIRECT);
+        assert_eq!(new.repeated_bytes - old.repeated_bytes, bytes);
+        let left = |index: &usize| after[*index].repeated_out != before[*index].repeated_out;
+        let egress = (0..INGRESS.len()).find(left).expect("it left through some port");
+        assert_eq!(after[egress].repeated_out_bytes - before[egress].repeated_out_bytes, bytes);
+        Some(Repeated::Forwarded(INGRESS[egress], out))
+    }
+
+    /// The tc program leaves a frame of a port on the other path alone, uncounted; so does the XDP program.
+    pub fn other_program_keeps_out(&mut self, ingress: PortId, frame: &[u8]) {
+        let port = self.tables.ports.get(ingress).unwrap().clone();
+        let before = self.steering.counters(ingress).unwrap();
+        let verdict = match port.path {
+            Path::AfXdp => {
+                let Ok((run, out)) = self.steering.test_repeat(frame, port.ifindex, 0, 1) else { return };
+                assert_eq!(out, frame);
+                assert_eq!(run.verdict as i32, NEXT);
+                PASS
+            }
+            Path::Kernel => {
+                let linear = frame.len().min(MAX_LINEAR);
+                self.steering.test_run(frame, linear, port.ifindex, 0, 1).unwrap().verdict
+            }
+        };
+        assert_eq!(verdict, PASS);
+        assert_eq!(self.steering.counters(ingress).unwrap(), before);
     }
 
     /// Program and engine leave the frame to the kernel for `reason`.
@@ -175,6 +264,8 @@ pub fn port(ifindex: u32, kind: PortKind, router_mac: MacAddr) -> Port {
         learning: true,
         isolated: false,
         partial_checksums: kind == PortKind::Pod,
+        path: Path::AfXdp,
+        peer: kind == PortKind::Pod,
     }
 }
 

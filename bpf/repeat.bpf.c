@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Repeating: the second path. At tc ingress of a port, the engine's decision is repeated on the socket buffer itself, which
+ * is then handed to the pod or to the uplink as it is: segmentation offload and unfinished checksums are kept, and no
+ * frame visits user space. Like steering it is an allow list: what no check admits goes on to the kernel.
+ *
+ * Into a pod the socket buffer is handed to the other end of its veth (bpf_redirect_peer), so it skips the host end's
+ * queue. The kernel has no such way out of an uplink, and the next hop's address stands in our tables: there the frame is
+ * rewritten here and put into the interface's queue, so both paths send the very same bytes.
+ *
+ * Runs as a tcx program from Linux 6.6 on, and as a clsact filter before.
+ */
+#include "decide.h"
+#include "kernel.h"
+#include "limits.h"
+#include "parse.h"
+#include "reason.h"
+#include "tables.h"
+
+#include <bpf/bpf_core_read.h>
+
+struct sk_buff {
+	__u8 encapsulation : 1;
+} __attribute__((preserve_access_index));
+
+/* Linux 6.2. */
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
+
+/* The data offset of a TCP header (RFC 9293, 3.1): the upper half of this byte, in words. */
+#define TCP_DATA_OFFSET 12
+
+static __always_inline int next(struct counters *count, __u32 reason)
+{
+	if (reason >= PASS_REASONS)
+		reason = PASS_PORT_STATE;
+	barrier_var(reason);
+	count->passed[reason & (PASS_SLOTS - 1)]++;
+	return TCX_NEXT;
+}
+
+/* As load_head of steer.h, for a socket buffer. */
+static __always_inline __u64 load_head(struct __sk_buff *skb, __u64 frame_bytes, struct head *head)
+{
+	__u32 bytes = copy_head((const __u8 *)(long)skb->data, (const __u8 *)(long)skb->data_end, head);
+
+	if (bytes)
+		return bytes;
+	bytes = frame_bytes < HEAD_BYTES ? frame_bytes : HEAD_BYTES;
+	__builtin_memset(head, 0, sizeof(*head));
+	barrier_var(bytes);
+	if (bytes == 0 || bytes > HEAD_BYTES)
+		return 0;
+	return bpf_skb_load_bytes(skb, 0, head->destination, bytes) ? 0 : bytes;
+}
+
+/* A UDP super-frame may be several datagrams or something in a tunnel, whose segments are measured from further inside. */
+static __always_inline int may_be_tunnel(struct __sk_buff *skb)
+{
+	const struct sk_buff *kernel_skb;
+
+	if (!bpf_ksym_exists(bpf_cast_to_kern_ctx))
+		return 1;
+	kernel_skb = bpf_cast_to_kern_ctx(skb);
+	return BPF_CORE_READ_BITFIELD(kernel_skb, encapsulation);
+}
+
+/*
+ * How long the segments of a super-frame are on the wire: dataplane/src/packet/super_frame.rs. The kernel drops the jumbo
+ * option from each.
+ */
+static __always_inline __u32 measure_segments(struct __sk_buff *skb, const struct head *head, struct packet *packet)
+{
+	__u32 l4 = head->ethertype == bpf_htons(ETHERTYPE_IPV4) ? IPV4_L4 : IPV6_L4;
+	__u8 offset;
+
+	switch (packet->protocol) {
+	case PROTOCOL_TCP:
+		if (bpf_skb_load_bytes(skb, packet->l4_offset + TCP_DATA_OFFSET, &offset, 1))
+			return PASS_MALFORMED;
+		if (offset >> 4 < TCP_BYTES / 4)
+			return PASS_MALFORMED;
+		packet->wire_bytes = l4 + (offset >> 4) * 4 + skb->gso_size;
+		return ADMIT;
+	case PROTOCOL_UDP:
+		if (may_be_tunnel(skb))
+			return PASS_SUPER_FRAME;
+		packet->wire_bytes = l4 + UDP_BYTES + skb->gso_size;
+		return ADMIT;
+	default:
+		return PASS_SUPER_FRAME;
+	}
+}
+
+/* Notes that an adjacency or a station is in use, so that the loader keeps it alive in the kernel's tables. */
+static __always_inline void touch(__u32 activity, __u64 now_ns)
+{
+	__u64 *last = bpf_map_lookup_elem(&used, &activity);
+	__u64 now = now_ns >> 30;
+
+	/* Most of the time it is up to date, and the cache line stays shared between the CPUs. */
+	if (last && *last != now)
+		*last = now;
+}
+
+/*
+ * The rewrite of a routed packet: dataplane/src/packet/rewrite.rs. Hop limit first: it is the one that may fail, when the
+ * packet's headers are shared and there is no memory for a copy of them.
+ */
+static __always_inline long rewrite(struct __sk_buff *skb, struct head *head, const struct adjacency *adjacency)
+{
+	__be64 macs[2] = { adjacency->destination_key, adjacency->source_key };
+
+	if (head->ethertype == bpf_htons(ETHERTYPE_IPV4)) {
+		/* TTL and protocol are one word m of the sum, and ~m + m' is 0xfeff whatever m was (RFC 1624, equation 3). */
+		__u32 sum = (__u16)~bpf_ntohs(head->ipv4.checksum) + 0xfeff;
+
+		head->ipv4.checksum = bpf_htons((__u16)~(sum + (sum >> 16)));
+		head->ipv4.ttl--;
+		__builtin_memcpy(head->destination, (const __u8 *)&macs[0] + 2, 6);
+		__builtin_memcpy(head->source, (const __u8 *)&macs[1] + 2, 6);
+		return bpf_skb_store_bytes(skb, 0, head->destination, ETHERNET_BYTES + 12, 0);
+	}
+	head->ipv6.hop_limit--;
+	if (bpf_skb_store_bytes(skb, ETHERNET_BYTES + 7, &head->ipv6.hop_limit, 1, BPF_F_RECOMPUTE_CSUM))
+		return -1;
+	__builtin_memcpy(head->destination, (const __u8 *)&macs[0] + 2, 6);
+	__builtin_memcpy(head->source, (const __u8 *)&macs[1] + 2, 6);
+	return bpf_skb_store_bytes(skb, 0, head->destination, 12, 0);
+}
+
+/* Whether the daemon still follows the kernel. Without it, what the tables say may long be wrong. */
+static __always_inline int tables_are_fresh(const struct snapshot *snapshot, __u64 now_ns)
+{
+	__u64 ns = *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
+
+	return (__s64)(now_ns - ns) <= (__s64)(TABLES_STALE_MS * NS_PER_MS);
+}
+
+/* Hands the socket buffer on. */
+static __always_inline int forward(struct __sk_buff *skb, const struct port *to, const struct packet *packet,
+				   struct counters *count)
+{
+	struct counters *out = bpf_map_lookup_elem(&counters, &packet->egress);
+	long verdict;
+
+	if (to->flags & PORT_PEER) {
+		/* The kernel clears it on the way from one namespace into another, but not on this one. */
+		if (skb->mark)
+			skb->mark = 0;
+		verdict = bpf_redirect_peer(to->ifindex, 0);
+	} else {
+		verdict = bpf_redirect(to->ifindex, 0);
+	}
+	count->repeated++;
+	count->repeated_bytes += packet->frame_bytes;
+	if (out) {
+		out->repeated_out++;
+		out->repeated_out_bytes += packet->frame_bytes;
+	}
+	return verdict;
+}
+
+SEC("tc")
+int podlane_repeat(struct __sk_buff *skb)
+{
+	const struct port *from = NULL, *to;
+	struct snapshot snapshot;
+	struct counters *count;
+	struct packet packet;
+	struct head head;
+	__u32 ingress, reason;
+	__u64 now_ns;
+
+	if (!take_snapshot(&snapshot))
+		return TCX_NEXT;
+	ingress = ingress_port(&snapshot, skb->ifindex, &from);
+	if (!from || !(from->flags & PORT_REPEATED))
+		return TCX_NEXT;
+	count = bpf_map_lookup_elem(&counters, &ingress);
+	if (!count)
+		return TCX_NEXT;
+	packet.frame_bytes = skb->len;
+	packet.is_super = skb->gso_size != 0;
+	count->rx_packets++;
+	count->rx_bytes += packet.frame_bytes;
+	if (skb->vlan_present)
+		return next(count, PASS_VLAN);
+	packet.head_bytes = load_head(skb, packet.frame_bytes, &head);
+	reason = parse(&head, &packet);
+	if (reason == ADMIT && packet.is_super)
+		reason = measure_segments(skb, &head, &packet);
+	if (reason == ADMIT)
+		reason = decide(&snapshot, &head, &packet, ingress, from);
+	if (is_torn(&snapshot))
+		return next(count, PASS_TABLES_CHANGED);
+	if (reason != ADMIT)
+		return next(count, reason);
+	now_ns = bpf_ktime_get_coarse_ns();
+	if (!tables_are_fresh(&snapshot, now_ns))
+		return next(count, PASS_TABLES_STALE);
+	to = port_of(&snapshot, packet.egress);
+	if (!to)
+		return next(count, PASS_PORT_STATE);
+	if (packet.sender)
+		touch(packet.sender->activity, now_ns);
+	if (packet.adjacency) {
+		touch(packet.adjacency->activity, now_ns);
+		if (rewrite(skb, &head, packet.adjacency))
+			return next(count, PASS_PORT_STATE);
+	}
+	return forward(skb, to, &packet, count);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
