@@ -3,11 +3,11 @@
 # Every test of Podlane, as root on a Debian machine: installs what is missing, then format and lints, unit, property and
 # BPF tests, the testbed's self-test, and the system suite in network namespaces, without Podlane and with it.
 #
-#   scripts/test.sh [--quick] [--only unit|system] [--path kernel|af_xdp]
+#   scripts/test.sh [--quick] [--only unit|system] [--path without|af_xdp|kernel|mixed]
 #
 #   --quick   of the system suite, only the plain testbeds; not the testbed's self-test
 #   --only    unit: everything that builds no network of its own; system: the rest
-#   --path    of the system suite, only the cases without (kernel) or with Podlane (af_xdp)
+#   --path    of the system suite, only the cases without Podlane or with it on that path
 #
 # Each step says how long it took, and the last line is "N passed, N failed". Exit code 0 if none failed.
 
@@ -30,7 +30,7 @@ while (($#)); do
             (($# >= 2)) || refuse "$1 needs a word after it; see the head of $0."
             case $1=$2 in
                 --only=unit | --only=system) ONLY=$2 ;;
-                --path=kernel | --path=af_xdp) TEST_PATH=$2 ;;
+                --path=without | --path=af_xdp | --path=kernel | --path=mixed) TEST_PATH=$2 ;;
                 *) refuse "$1 does not know '$2'; see the head of $0." ;;
             esac
             shift

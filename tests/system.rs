@@ -1,8 +1,8 @@
-//! The system suite: the same cases over both topologies and both address families, without Podlane (`kernel`: shows that
-//! the cases and the testbed are right) and with it (`af_xdp`).
+//! The system suite: the same cases over both topologies and both address families, without Podlane (`without`: shows that
+//! the cases and the testbed are right) and with it on either path (`af_xdp`, `kernel`) and on both at once (`mixed`).
 //!
 //! `cargo test -p podlane-tests --test system -- [FILTER]` as root; the names are
-//! `PATH::TOPOLOGY::SHAPE::CASE[::FAMILY]`. `PODLANE_TEST_PATH=kernel` or `af_xdp` runs one path only. Cases of the same
+//! `PATH::TOPOLOGY::SHAPE::CASE[::FAMILY]`. `PODLANE_TEST_PATH=kernel`, say, runs one path only. Cases of the same
 //! path, topology and shape share a testbed; a case that fails takes it with it, so that the next one starts afresh.
 
 mod cases;
@@ -102,17 +102,17 @@ fn remove_own_at_signals() -> Result<()> {
 
 fn trials(current: &Shared) -> Vec<Trial> {
     let wanted = std::env::var("PODLANE_TEST_PATH").unwrap_or_default();
-    let paths = [DataPath::Kernel, DataPath::AfXdp];
+    let paths = [DataPath::Without, DataPath::AfXdp, DataPath::Kernel, DataPath::Mixed];
     let mut trials = Vec::new();
     for path in paths.into_iter().filter(|path| wanted.is_empty() || wanted == "all" || wanted == path.name()) {
         for topology in [Topology::Direct, Topology::Cloud] {
             for group in cases::groups() {
-                if !group.topologies.contains(&topology) || (group.podlane_only && path == DataPath::Kernel) {
+                if !group.topologies.contains(&topology) || !group.paths.contains(&path) {
                     continue;
                 }
                 let prefix = format!("{}::{}::{}", path.name(), topology.name(), group.shape.name);
                 let key = (path, topology, group.shape.name);
-                for case in group.cases.iter().filter(|case| !case.podlane_only || path == DataPath::AfXdp) {
+                for case in group.cases.iter().filter(|case| case.paths.contains(&path)) {
                     let families: &[Option<Family>] = match case.run {
                         Run::Once(_) => &[None],
                         Run::Families(_) => &[Some(Family::V4), Some(Family::V6)],

@@ -14,7 +14,7 @@ mod pods;
 mod routes;
 
 use anyhow::Result;
-use podlane_tests::bed::{Bed, Counters, Least};
+use podlane_tests::bed::{Bed, Counters, DataPath, Least};
 use podlane_tests::testbed::{Family, Shape, Topology};
 use podlane_tests::traffic::Way;
 
@@ -34,24 +34,31 @@ pub struct Case {
     pub name: &'static str,
     /// What it does.
     pub run: Run,
-    /// Whether it has a meaning only with Podlane.
-    pub podlane_only: bool,
+    /// On which paths.
+    pub paths: &'static [DataPath],
 }
 
+/// On every path.
+const EVERY: &[DataPath] = &[DataPath::Without, DataPath::AfXdp, DataPath::Kernel, DataPath::Mixed];
+/// With Podlane, each port on the same path.
+const UNMIXED: &[DataPath] = &[DataPath::Without, DataPath::AfXdp, DataPath::Kernel];
+/// Only with Podlane.
+const PODLANE: &[DataPath] = &[DataPath::AfXdp, DataPath::Kernel, DataPath::Mixed];
+
 const fn families(name: &'static str, run: fn(&mut Bed, Family) -> Result<()>) -> Case {
-    Case { name, run: Run::Families(run), podlane_only: false }
+    Case { name, run: Run::Families(run), paths: EVERY }
 }
 
 const fn once(name: &'static str, run: fn(&mut Bed) -> Result<()>) -> Case {
-    Case { name, run: Run::Once(run), podlane_only: false }
+    Case { name, run: Run::Once(run), paths: EVERY }
 }
 
 const fn podlane_families(name: &'static str, run: fn(&mut Bed, Family) -> Result<()>) -> Case {
-    Case { podlane_only: true, ..families(name, run) }
+    Case { paths: PODLANE, ..families(name, run) }
 }
 
 const fn podlane_once(name: &'static str, run: fn(&mut Bed) -> Result<()>) -> Case {
-    Case { podlane_only: true, ..once(name, run) }
+    Case { paths: PODLANE, ..once(name, run) }
 }
 
 /// Cases that share a testbed.
@@ -60,8 +67,8 @@ pub struct Group {
     pub shape: Shape,
     /// Over which topologies.
     pub topologies: &'static [Topology],
-    /// Whether it has a meaning only with Podlane.
-    pub podlane_only: bool,
+    /// On which paths.
+    pub paths: &'static [DataPath],
     /// The cases, in the order in which they run.
     pub cases: Vec<Case>,
 }
@@ -90,11 +97,12 @@ const BULK: [Case; 3] =
 pub fn groups() -> Vec<Group> {
     let with = |case: Case| [&[case], BULK.as_slice()].concat();
     let ping = families("ping", ping::sizes);
-    let group = |shape: Shape, cases: Vec<Case>| Group { shape, topologies: BOTH, podlane_only: false, cases };
+    let group = |shape: Shape, cases: Vec<Case>| Group { shape, topologies: BOTH, paths: EVERY, cases };
+    let unmixed = |shape: Shape, cases: Vec<Case>| Group { paths: UNMIXED, ..group(shape, cases) };
     vec![
         group(PLAIN, plain_cases()),
         group(Shape { name: "mtu9000", mtu: 9000, uplink_mtu: 9000, ..PLAIN }, with(ping)),
-        group(Shape { name: "mtu65000", mtu: 65000, uplink_mtu: 65000, ..PLAIN }, with(ping)),
+        unmixed(Shape { name: "mtu65000", mtu: 65000, uplink_mtu: 65000, ..PLAIN }, with(ping)),
         group(
             Shape { name: "small_uplink", mtu: 9000, uplink_mtu: 1500, ..PLAIN },
             vec![
@@ -103,7 +111,7 @@ pub fn groups() -> Vec<Group> {
             ],
         ),
         group(Shape { name: "checksum_offload_off", pods_checksum_offload: false, ..PLAIN }, with(ping)),
-        group(Shape { name: "bare_wire", uplink_checksum_offload: false, ..PLAIN }, with(ping)),
+        unmixed(Shape { name: "bare_wire", uplink_checksum_offload: false, ..PLAIN }, with(ping)),
         group(
             Shape { name: "more_queues_than_workers", queues: 4, uplink_queues: 2, workers: Some(2), ..PLAIN },
             [with(ping), vec![families("bursts", layer2::bursts), families("many_flows", bulk::many_flows)]].concat(),
@@ -112,18 +120,18 @@ pub fn groups() -> Vec<Group> {
             Shape { name: "two_workers_one_queue", workers: Some(2), ..PLAIN },
             [with(ping), vec![families("bursts", layer2::bursts), families("many_flows", bulk::many_flows)]].concat(),
         ),
-        group(
+        unmixed(
             Shape { name: "no_masquerade", masquerade: false, ..PLAIN },
             vec![families("asymmetry", outside::asymmetry)],
         ),
-        group(
+        unmixed(
             Shape { name: "three_nodes", nodes: 3, pods: 1, ..PLAIN },
             vec![families("node_goes_and_comes", routes::node_goes_and_comes)],
         ),
         Group {
             shape: Shape { name: "bad_input", daemons: false, ..PLAIN },
             topologies: &[Topology::Direct],
-            podlane_only: true,
+            paths: &[DataPath::AfXdp],
             cases: bad_input::cases(),
         },
     ]

@@ -22,25 +22,44 @@ pub const FOLLOW: Duration = Duration::from_secs(5);
 /// Packets that the kernel may have handled besides, such as an answer to an earlier case.
 const SLACK: u64 = 16;
 /// What belongs to the kernel at any time, whatever a case sends.
-const ALWAYS_KERNEL: [&str; 4] = ["not_ip", "nd", "group", STALLED];
+const ALWAYS_KERNEL: [&str; 6] = ["not_ip", "nd", "group", "tables_changed", "tables_stale", STALLED];
 /// The reason for which frames pass while their worker does not run: on a busy machine, nobody's fault.
 const STALLED: &str = "worker_stalled";
+
+/// The ports that take the kernel path in a mixed testbed, by node: so that pod1, pod2 and pod4 meet in every pairing of
+/// paths, inside of a node and between nodes.
+const MIXED_KERNEL: [(usize, &str); 4] = [(1, "veth-pod2"), (2, "veth-pod4"), (2, "eth0"), (3, "veth-pod3")];
 
 /// Who forwards the pods' packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DataPath {
     /// The kernel alone: no Podlane. Shows that the tests and the testbed are right.
-    Kernel,
+    Without,
     /// Podlane's workers, over AF_XDP sockets.
     AfXdp,
+    /// Podlane's tc program, in the kernel.
+    Kernel,
+    /// Podlane, some ports on one path and some on the other.
+    Mixed,
 }
 
 impl DataPath {
     /// The word in the names of tests.
     pub fn name(self) -> &'static str {
         match self {
-            DataPath::Kernel => "kernel",
+            DataPath::Without => "without",
             DataPath::AfXdp => "af_xdp",
+            DataPath::Kernel => "kernel",
+            DataPath::Mixed => "mixed",
+        }
+    }
+
+    /// Whether the frames that come in through a port of a node are repeated in the kernel.
+    fn repeats(self, node: usize, port: &str) -> bool {
+        match self {
+            DataPath::Without | DataPath::AfXdp => false,
+            DataPath::Kernel => true,
+            DataPath::Mixed => MIXED_KERNEL.contains(&(node, port)),
         }
     }
 }
@@ -101,7 +120,7 @@ impl DerefMut for Bed {
 }
 
 impl Bed {
-    /// Builds a testbed and, on the path `af_xdp`, starts a daemon in each node.
+    /// Builds a testbed and, with Podlane, starts a daemon in each node.
     ///
     /// # Errors
     /// If the testbed cannot be built or a daemon does not become ready.
@@ -113,7 +132,7 @@ impl Bed {
     }
 
     fn start_daemons(&mut self) -> Result<()> {
-        if self.path == DataPath::Kernel || !self.shape.daemons {
+        if self.path == DataPath::Without || !self.shape.daemons {
             return Ok(());
         }
         for node in 1..=self.shape.nodes {
@@ -146,6 +165,12 @@ impl Bed {
         let mut run = self.podlane(node)?;
         run.args(["run", "--bridge", "cbr0", "--uplink", "eth0", "--instance", &self.instance(node)]);
         run.args(["--cluster-cidr", "10.244.0.0/16", "--cluster-cidr", "fd00:10:244::/48"]);
+        if self.path == DataPath::Kernel {
+            run.args(["--path", "kernel"]);
+        }
+        for (_, port) in MIXED_KERNEL.iter().filter(|(of, _)| self.path == DataPath::Mixed && *of == node) {
+            run.args(["--port-path", &format!("{port}=kernel")]);
+        }
         if let Some(workers) = self.shape.workers {
             run.args(["--workers", &workers.to_string()]);
         }
@@ -181,7 +206,17 @@ impl Bed {
 
     /// Whether Podlane runs.
     pub fn has_podlane(&self) -> bool {
-        self.path == DataPath::AfXdp
+        self.path != DataPath::Without
+    }
+
+    /// Whether super-frames reach the place where packets between two pods are first forwarded: then it counts fewer and
+    /// larger packets than were sent.
+    ///
+    /// # Errors
+    /// If there is no such pod.
+    pub fn keeps_super_frames(&self, way: &Way) -> Result<bool> {
+        let node = self.node_of(&way.from)?;
+        Ok(!self.has_podlane() || self.path.repeats(node, &format!("veth-{}", way.from)))
     }
 
     /// What the daemon of a node says of itself.
@@ -253,14 +288,21 @@ impl Bed {
             let new = find_port(&new.status, port).with_context(|| format!("node{node} after"))?;
             let old = find_port(&old.status, port).with_context(|| format!("node{node} before"))?;
             ensure!(new.ifindex == old.ifindex, "node{node}'s {port} is another interface than before");
-            let (packets, bytes) = (new.forwarded - old.forwarded, new.forwarded_bytes - old.forwarded_bytes);
+            let sum = |port: &Port| (port.forwarded + port.repeated, port.forwarded_bytes + port.repeated_bytes);
+            let (packets, bytes) = (sum(new).0 - sum(old).0, sum(new).1 - sum(old).1);
+            let other = if self.path.repeats(*node, port) {
+                new.forwarded - old.forwarded
+            } else {
+                new.repeated - old.repeated
+            };
+            ensure!(other == 0, "{other} packets from node{node}'s {port} took the other path ({way:?})");
             let passed = passed_since(old, new);
             // A worker that the machine has kept from running hands its frames to the kernel, as it should. But not
             // most of them.
             let share = if passed.contains_key(STALLED) { 2 } else { 1 };
             ensure!(
                 packets >= least.packets / share && bytes >= least.bytes / share,
-                "the workers of node{node} forwarded {packets} frames and {bytes} bytes from {port}, not {least:?} \
+                "Podlane of node{node} forwarded {packets} frames and {bytes} bytes from {port}, not {least:?} \
                  ({way:?}; passed: {passed:?})"
             );
             let unexpected: u64 = passed
@@ -289,7 +331,7 @@ impl Bed {
         Ok(())
     }
 
-    /// Bytes that the workers have forwarded since `before` at the place where they forwarded least on the way.
+    /// Bytes that Podlane has forwarded since `before` at the place where they forwarded least on the way.
     ///
     /// # Errors
     /// If a node on the way has no daemon.
@@ -298,8 +340,9 @@ impl Bed {
         for (node, port) in self.ingress_ports(&way.from, &way.to)? {
             let now = Some(self.status(node)?);
             // A daemon that was started in between has counted from 0.
-            let old = find_port(&before.nodes[&node].status, &port).map_or(0, |port| port.forwarded_bytes);
-            least = least.min(find_port(&now, &port)?.forwarded_bytes.saturating_sub(old));
+            let bytes = |port: &Port| port.forwarded_bytes + port.repeated_bytes;
+            let old = find_port(&before.nodes[&node].status, &port).map_or(0, bytes);
+            least = least.min(bytes(find_port(&now, &port)?).saturating_sub(old));
         }
         Ok(least)
     }

@@ -63,7 +63,10 @@ pub struct Port {
     pub state: String,
     pub why: Option<String>,
     pub rx_packets: u64,
+    pub path: String,
     pub steered: u64,
+    pub repeated: u64,
+    pub repeated_bytes: u64,
     pub passed: ByReason,
     pub socket_drops: BTreeMap<String, u64>,
     pub worker_rx: u64,
@@ -113,7 +116,8 @@ impl Status {
         for port in &self.ports {
             let name = &port.name;
             let drops: u64 = port.socket_drops.values().sum();
-            equal(format!("{name}: rx_packets = passed + steered"), port.rx_packets, port.passed.total + port.steered);
+            let outcomes = port.passed.total + port.steered + port.repeated;
+            equal(format!("{name}: rx_packets = passed + steered + repeated"), port.rx_packets, outcomes);
             equal(format!("{name}: steered = worker_rx + socket_drops"), port.steered, port.worker_rx + drops);
             let outcomes = port.forwarded + port.kernel.total + port.dropped.total;
             equal(format!("{name}: worker_rx = forwarded + kernel + dropped"), port.worker_rx, outcomes);
@@ -158,8 +162,11 @@ mod tests {
                 xdp_mode: "native".into(),
                 state: "forwarding".into(),
                 why: None,
-                rx_packets: 10,
+                path: "af_xdp".into(),
+                rx_packets: 12,
                 steered: 7,
+                repeated: 2,
+                repeated_bytes: 200,
                 passed: ByReason { total: 3, by_reason: BTreeMap::from([("not_ip".into(), 3)]) },
                 socket_drops: BTreeMap::from([("rx_ring_full".into(), 1)]),
                 worker_rx: 6,
@@ -184,6 +191,7 @@ mod tests {
             status.imbalances().len()
         };
         assert_eq!(break_and_count(|status| status.ports[0].rx_packets += 1), 1);
+        assert_eq!(break_and_count(|status| status.ports[0].repeated -= 1), 1);
         assert_eq!(break_and_count(|status| status.ports[0].socket_drops.clear()), 1);
         assert_eq!(break_and_count(|status| status.ports[0].forwarded -= 1), 1);
         assert_eq!(break_and_count(|status| status.ports[0].passed.by_reason.clear()), 1);
