@@ -17,11 +17,13 @@ readonly PROGRAM=${0##*/}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=${HERE%/*}
 readonly HERE ROOT
-readonly PEERS_KNOWN=(podlane ovs loop loop-spin bridge bridge-plain)
+readonly PEERS_KNOWN=(podlane ovs loop loop-spin podlane-kernel peer bridge bridge-plain)
+readonly PEERS_AF_XDP=(podlane ovs loop loop-spin bridge bridge-plain)
+readonly PEERS_KERNEL=(podlane-kernel peer bridge)
 
 REPEATS=3
 SECONDS_MEASURED=3
-PEERS=("${PEERS_KNOWN[@]}")
+PEERS=("${PEERS_AF_XDP[@]}")
 JSON=''
 GENERATOR_CPU=0
 FORWARDER_CPU=1
@@ -31,6 +33,7 @@ readonly WARMUP_SECONDS=1
 readonly PINGS=2000
 readonly PING_INTERVAL=0.0005
 readonly TCP_PORT=5201
+readonly BIG_TCP=196608 # bytes of a super-frame with BIG TCP
 readonly CLUSTER_CIDR=10.244.0.0/16
 readonly IP=([1]=10.244.1.2 [2]=10.244.1.3)
 readonly MAC=([1]=02:00:00:00:01:01 [2]=02:00:00:00:01:02)
@@ -44,6 +47,8 @@ Usage: $PROGRAM [OPTIONS]                (as root)
 
   --repeats N          rounds over all peers; the table shows the median and min-max (default: $REPEATS)
   --seconds N          length of a rate or TCP measurement, after $WARMUP_SECONDS s of warm-up (default: $SECONDS_MEASURED)
+  --set NAME           af_xdp (default): the path through workers and its peers; kernel: the path in the kernel and its
+                       peers; all
   --only PEER,PEER     of: ${PEERS_KNOWN[*]}
   --json FILE          also write all samples, medians and ratios to FILE ("-": to standard output, instead of the table)
   --generator-cpu N    core of the sources, the TCP sender and ping (default: $GENERATOR_CPU)
@@ -81,7 +86,7 @@ parse_options() {
         case $1 in
             -h | --help) usage && exit 0 ;;
             --keep) KEEP=yes && shift && continue ;;
-            --repeats | --seconds | --only | --json | --generator-cpu | --forwarder-cpu) ;;
+            --repeats | --seconds | --set | --only | --json | --generator-cpu | --forwarder-cpu) ;;
             *) CODE=2 die "unknown option \"$1\"; see $PROGRAM --help" ;;
         esac
         (($# > 1)) || CODE=2 die "$1 wants a value"
@@ -91,6 +96,14 @@ parse_options() {
             --generator-cpu) whole_number "$1" "$2" 0 4095 && GENERATOR_CPU=$2 ;;
             --forwarder-cpu) whole_number "$1" "$2" 0 4095 && FORWARDER_CPU=$2 ;;
             --json) JSON=$2 ;;
+            --set)
+                case $2 in
+                    af_xdp) PEERS=("${PEERS_AF_XDP[@]}") ;;
+                    kernel) PEERS=("${PEERS_KERNEL[@]}") ;;
+                    all) PEERS=("${PEERS_KNOWN[@]}") ;;
+                    *) CODE=2 die "\"$2\" is not a set; there are af_xdp, kernel and all" ;;
+                esac
+                ;;
             --only)
                 IFS=, read -ra PEERS <<<"$2"
                 for peer in "${PEERS[@]}"; do
@@ -120,7 +133,7 @@ install_missing() {
     need awk mawk && need taskset util-linux
     [[ -e /usr/include/linux/if_xdp.h ]] || wanted+=(libc6-dev linux-libc-dev)
     if wants ovs; then need ovs-vswitchd openvswitch-switch; fi
-    if wants podlane; then need jq jq; fi
+    if wants podlane || wants podlane-kernel; then need jq jq; fi
     ((${#wanted[@]})) || return 0
     command -v apt-get >/dev/null || die "missing: ${wanted[*]} (Debian package names), and there is no apt-get"
     say "installing ${wanted[*]}"
@@ -144,11 +157,11 @@ wants() { [[ " ${PEERS[*]} " == *" $1 "* ]]; }
 
 build() {
     local name
-    for name in source sink bare_loop; do
+    for name in source sink bare_loop peer rr; do
         cc -O2 -Wall -Wextra -Werror -o "$WORK/$name" "$HERE/compare/$name.c" || die "cannot compile compare/$name.c"
     done
     local wanted=(-p podlane-benches --bin compare-report)
-    if wants podlane && [[ -z ${PODLANE_BIN:-} ]]; then wanted+=(-p podlane --bin podlane); fi
+    if { wants podlane || wants podlane-kernel; } && [[ -z ${PODLANE_BIN:-} ]]; then wanted+=(-p podlane --bin podlane); fi
     (cd "$ROOT" && cargo build --release --quiet "${wanted[@]}") || die "cargo could not build what the comparison needs"
     local target
     target=$(cd "$ROOT" && cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
@@ -278,39 +291,52 @@ cleanup() {
 
 declare -A TITLE=(
     [podlane]='Podlane, af_xdp' [ovs]='Open vSwitch, type=afxdp' [loop]='bare AF_XDP loop, poll'
-    [loop-spin]='bare AF_XDP loop, spin' [bridge]='Linux bridge' [bridge-plain]="Linux bridge, pods' offloads off"
+    [loop-spin]='bare AF_XDP loop, spin' [podlane-kernel]='Podlane, kernel' [peer]='bare redirect_peer' [bridge]='Linux bridge' [bridge-plain]="Linux bridge, pods' offloads off"
 )
 declare -A SETTINGS=()
 WHY=''
 
 start_podlane() {
+    podlane_up af_xdp || return 1
+    SETTINGS[podlane]="$VERSION; native XDP, copy mode, 1 worker; pods' checksum offload on${PODLANE_ARGS:+; $PODLANE_ARGS}"
+}
+
+start_podlane-kernel() {
+    podlane_up kernel || return 1
+    # It forwards in the kernel, on the time of whoever sends; the daemon has no part in it.
+    FORWARDER=''
+    SETTINGS[podlane-kernel]="$VERSION; tcx; all offloads as the kernel sets them; gro on at veth-pod1 for xdp frames only${PODLANE_ARGS:+; $PODLANE_ARGS}"
+}
+
+podlane_up() { # PATH
     [[ -x $PODLANE_BIN ]] || { WHY="there is no program $PODLANE_BIN" && return 1; }
-    local version
-    version=$("$PODLANE_BIN" --version 2>&1 | head -n1) || true
+    VERSION=$("$PODLANE_BIN" --version 2>&1 | head -n1) || true
     bridge_up || { WHY='the bridge did not come up' && return 1; }
     echo 'uplinks = []' >"$WORK/podlane.toml"
     # shellcheck disable=SC2086 # PODLANE_ARGS is a list of words
     launch "$WORK/podlane.log" ip netns exec "$NODE" "$PODLANE_BIN" run --config "$WORK/podlane.toml" --bridge cbr0 --cluster-cidr "$CLUSTER_CIDR" \
-        --instance "$PREFIX" --workers 1 --cpus "$FORWARDER_CPU" ${PODLANE_ARGS:-}
+        --path "$1" --instance "$PREFIX" --workers 1 --cpus "$FORWARDER_CPU" ${PODLANE_ARGS:-}
     FORWARDER=$LAUNCHED
     wait_for 20 podlane_is_ready_or_gone
     grep -q 'podlane is ready' "$WORK/podlane.log" || {
         WHY="podlane run did not get ready: $(tail -n1 "$WORK/podlane.log")" && return 1
     }
-    SETTINGS[podlane]="$version; native XDP, copy mode, 1 worker; pods' checksum offload on${PODLANE_ARGS:+; $PODLANE_ARGS}"
 }
 
 podlane_is_ready_or_gone() {
     grep -q 'podlane is ready' "$WORK/podlane.log" || ! kill -0 "$FORWARDER" 2>/dev/null
 }
 
-evidence_podlane() {
+evidence_podlane() { podlane_counted forwarded "$1"; }
+evidence_podlane-kernel() { podlane_counted repeated "$1"; }
+
+podlane_counted() { # COUNTER LEAST
     local status=$WORK/podlane-status.json forwarded
     in_ns "$NODE" "$PODLANE_BIN" status --instance "$PREFIX" --json >"$status" ||
         { WHY='podlane status did not answer' && return 1; }
-    forwarded=$(jq -e '[.ports[].forwarded] | add' "$status") || { WHY="podlane status --json: no ports" && return 1; }
-    ((forwarded >= $1)) || {
-        WHY="$1 frames arrived, but the workers forwarded only $forwarded: the kernel forwarded the rest" && return 1
+    forwarded=$(jq -e "[.ports[].$1] | add" "$status") || { WHY="podlane status --json: no ports" && return 1; }
+    ((forwarded >= $2)) || {
+        WHY="$2 frames arrived, but only $forwarded are counted as $1: they went another way" && return 1
     }
 }
 
@@ -387,6 +413,14 @@ loop_up() {
 evidence_loop() { :; }
 evidence_loop-spin() { :; }
 
+start_peer() {
+    launch "$WORK/peer.log" ip netns exec "$NODE" "$WORK/peer" veth-pod1 veth-pod2
+    wait_for 5 grep -q ready "$WORK/peer.log" || { WHY=$(tail -n1 "$WORK/peer.log") && return 1; }
+    SETTINGS[peer]="tcx; all offloads as the kernel sets them; gro on at veth-pod1 for xdp frames only"
+}
+
+evidence_peer() { :; } # no bridge, no other way
+
 start_bridge() {
     bridge_up || { WHY='the bridge did not come up' && return 1; }
     SETTINGS[bridge]="all offloads as the kernel sets them; gro on at veth-pod1 for xdp frames only"
@@ -414,7 +448,7 @@ ends() { printf '%s ' "${MAC[1]}" "${MAC[2]}" "${IP[1]}" "${IP[2]}"; }
 # bridge gets it from gro, and only while xdp frames are sent.
 xdp_frames_possible() { # on|off
     case $PEER in
-        bridge | bridge-plain) in_ns "$NODE" ethtool -K veth-pod1 gro "$1" >/dev/null ;;
+        bridge | bridge-plain | peer | podlane-kernel) in_ns "$NODE" ethtool -K veth-pod1 gro "$1" >/dev/null ;;
     esac
 }
 
@@ -440,13 +474,17 @@ measure_rate() {
     local log=$WORK/$PEER-$2.log
     launch "$log" taskset -c "$GENERATOR_CPU" ip netns exec "${POD[2]}" \
         "$WORK/sink" count eth0 "$WARMUP_SECONDS" "$SECONDS_MEASURED" "${FORWARDER:-0}"
-    local sink=$LAUNCHED failed=no
+    local sink=$LAUNCHED failed=no busy bytes
     wait_for 5 grep -q ready "$log" || { WHY=$(tail -n1 "$log") && return 1; }
+    busy=$(busy_seconds) bytes=$(received_bytes)
     # shellcheck disable=SC2046
     taskset -c "$GENERATOR_CPU" ip netns exec "${POD[1]}" "$WORK/source" "$1" eth0 $(ends) \
         "$WARMUP_SECONDS" "$SECONDS_MEASURED" >"$WORK/source.log" 2>&1 || failed=yes
     finish "$sink" || failed=yes
     [[ $failed == no ]] || { WHY="$2: $(tail -qn1 "$log" "$WORK/source.log" | tr '\n' ' ')" && return 1; }
+    # The sink drops at tc ingress, behind the interface's own counters, so those have every frame.
+    ! in_kernel || sample "$PEER" "$REPEAT" "$2_cost" "$(awk -v a="$busy" -v b="$(busy_seconds)" -v c="$bytes" -v d="$(received_bytes)" \
+        'BEGIN { printf "%.6f\n", (b - a) / ((d - c) / 60 / 1e6) }')"
     sample "$PEER" "$REPEAT" "$2_mpps" "$(per_second delivered "$log")"
     sample "$PEER" "$REPEAT" "$2_offered_mpps" "$(per_second offered "$WORK/source.log")"
     [[ -z $FORWARDER ]] || sample "$PEER" "$REPEAT" "$2_busy_ns" "$(busy_per_frame "$log")"
@@ -468,6 +506,48 @@ measure_tcp() {
         { WHY="iperf3: $(grep -m1 error "$log" || tail -n1 "$log")" && return 1; }
     finish "$server" || true
     sample "$PEER" "$REPEAT" "$3" "$(awk '/receiver/ { printf "%.6f\n", $7 / 1000 }' "$log")"
+}
+
+# Whether the forwarder works in the kernel, on everybody's time: then the machine's time is what can be compared.
+in_kernel() { case $PEER in peer | podlane-kernel | bridge) ;; *) return 1 ;; esac; }
+
+# Seconds that all CPUs were not idle, and bytes that the second pod has received.
+busy_seconds() { awk -v hz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 + $8) / hz }' /proc/stat; }
+received_bytes() { in_ns "${POD[2]}" cat /sys/class/net/eth0/statistics/rx_bytes; }
+
+# measure_cost NAME COMMAND…: CPU seconds of the machine for each gigabyte that the command sent, over its whole run
+measure_cost() {
+    local name=$1 busy bytes
+    shift
+    in_kernel || { "$@" && return 0 || return 1; }
+    busy=$(busy_seconds) bytes=$(received_bytes)
+    "$@" || return 1
+    sample "$PEER" "$REPEAT" "$name" "$(awk -v a="$busy" -v b="$(busy_seconds)" -v c="$bytes" -v d="$(received_bytes)" \
+        'BEGIN { printf "%.6f\n", (b - a) / ((d - c) / 1e9) }')"
+}
+
+# BIG TCP: super-frames beyond 64 KiB, which only a forwarder in the kernel carries.
+measure_big_tcp() {
+    in_kernel || return 0
+    local n setting
+    for n in 1 2; do
+        for setting in gso_max_size gro_max_size gso_ipv4_max_size gro_ipv4_max_size; do
+            ip -n "${POD[n]}" link set eth0 $setting $BIG_TCP && ip -n "$NODE" link set "veth-pod$n" $setting $BIG_TCP ||
+                { WHY="cannot set $setting" && return 1; }
+        done
+    done
+    measure_tcp 1 2 tcp_big_gbit
+}
+
+measure_rr() {
+    local log=$WORK/$PEER-rr.log
+    launch "$log.server" taskset -c "$FORWARDER_CPU" ip netns exec "${POD[2]}" "$WORK/rr" server $TCP_PORT
+    local server=$LAUNCHED
+    wait_for 5 listens "${POD[2]}" || { WHY="rr: $(tail -n1 "$log.server")" && return 1; }
+    taskset -c "$GENERATOR_CPU" ip netns exec "${POD[1]}" "$WORK/rr" client "${IP[2]}" $TCP_PORT "$SECONDS_MEASURED" >"$log" 2>&1 ||
+        { WHY="rr: $(tail -n1 "$log")" && return 1; }
+    finish "$server" || true
+    sample "$PEER" "$REPEAT" rr_us "$(awk -F'[= ]' '/^transactions/ { printf "%.3f\n", $4 / $2 * 1e6 }' "$log")"
 }
 
 listens() { in_ns "$1" ss -Hltn "sport = :$TCP_PORT" | grep -q .; }
@@ -500,7 +580,7 @@ measure_peer() {
     measure_rate xdp xdp || return 1
     xdp_frames_possible off
     measure_rate mmsg skb && "evidence_$PEER" "$DELIVERED" || return 1
-    measure_tcp 1 2 tcp_gbit && measure_tcp 2 1 tcp_back_gbit && measure_ping
+    measure_cost tcp_cost measure_tcp 1 2 tcp_gbit && measure_tcp 2 1 tcp_back_gbit && measure_ping && measure_rr && measure_big_tcp
 }
 
 describe_machine() {

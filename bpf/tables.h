@@ -41,7 +41,7 @@ enum port_flag {
 	PORT_PARTIAL_CHECKSUMS = 1 << 3,
 	/* Served by the tc program: repeat.bpf.c decides its frames and steer.bpf.c leaves them alone. */
 	PORT_REPEATED = 1 << 4,
-	/* The other end of this veth is in another network namespace, so frames can be handed to it directly. */
+	/* A pod's veth whose other end is in another network namespace, so frames can be handed to it directly. */
 	PORT_PEER = 1 << 5,
 };
 

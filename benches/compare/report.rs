@@ -26,35 +26,79 @@ struct Measure {
     decimals: usize,
 }
 
-const MEASURES: [Measure; 9] = [
+const MEASURES: [Measure; 14] = [
     Measure { name: "xdp_mpps", title: "64 B xdp, Mpps", decimals: 3 },
     Measure { name: "xdp_offered_mpps", title: "offered", decimals: 3 },
     Measure { name: "xdp_busy_ns", title: "CPU ns/frame", decimals: 0 },
     Measure { name: "skb_mpps", title: "64 B skb, Mpps", decimals: 3 },
     Measure { name: "skb_offered_mpps", title: "offered", decimals: 3 },
+    Measure { name: "skb_cost", title: "CPU s/Mpkt", decimals: 2 },
     Measure { name: "tcp_gbit", title: "TCP, Gbit/s", decimals: 2 },
     Measure { name: "tcp_back_gbit", title: "TCP back, Gbit/s", decimals: 2 },
+    Measure { name: "tcp_cost", title: "CPU s/GB", decimals: 2 },
+    Measure { name: "tcp_big_gbit", title: "BIG TCP, Gbit/s", decimals: 2 },
     Measure { name: "ping_us", title: "ping avg, µs", decimals: 1 },
+    Measure { name: "rr_us", title: "TCP rr, µs", decimals: 1 },
     Measure { name: "idle_cpu_percent", title: "idle CPU, %", decimals: 1 },
+    Measure { name: "xdp_cost", title: "CPU s/Mpkt xdp", decimals: 2 },
 ];
 
-/// One promise: Podlane's median of a measure is at least `at_least` times the best of the named peers' medians.
-struct Promise {
-    title: &'static str,
-    measure: &'static str,
-    against: &'static [&'static str],
-    at_least: f64,
+/// Which way a measure should go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Better {
+    Higher,
+    Lower,
 }
 
-const PROMISES: [Promise; 3] = [
-    Promise { title: "64 bytes, Podlane / Open vSwitch", measure: "xdp_mpps", against: &["ovs"], at_least: 1.0 },
+/// One promise: Podlane's median of a measure is at least (or at most) `factor` times the best of the named peers' medians.
+/// The peers may have another measure of their own to be held against.
+struct Promise {
+    title: &'static str,
+    of: &'static str,
+    measure: &'static str,
+    against: &'static [&'static str],
+    their_measure: &'static str,
+    better: Better,
+    factor: f64,
+}
+
+const fn promise(
+    title: &'static str,
+    of: &'static str,
+    measure: &'static str,
+    against: &'static [&'static str],
+    better: Better,
+    factor: f64,
+) -> Promise {
+    Promise { title, of, measure, against, their_measure: measure, better, factor }
+}
+
+const KERNEL: &str = "podlane-kernel";
+
+const PROMISES: [Promise; 13] = [
+    promise("64 bytes, Podlane / Open vSwitch", "podlane", "xdp_mpps", &["ovs"], Better::Higher, 1.0),
+    promise("64 bytes, Podlane / bare loop", "podlane", "xdp_mpps", &["loop", "loop-spin"], Better::Higher, 0.9),
+    promise("TCP, Podlane / Open vSwitch", "podlane", "tcp_gbit", &["ovs"], Better::Higher, 1.0),
+    promise("64 bytes xdp, kernel path / bridge", KERNEL, "xdp_mpps", &["bridge"], Better::Higher, 1.8),
+    promise("64 bytes skb, kernel path / bridge", KERNEL, "skb_mpps", &["bridge"], Better::Higher, 1.4),
+    promise("64 bytes xdp, kernel path / bare redirect", KERNEL, "xdp_mpps", &["peer"], Better::Higher, 0.9),
+    promise("64 bytes skb, kernel path / bare redirect", KERNEL, "skb_mpps", &["peer"], Better::Higher, 0.9),
+    promise("TCP, kernel path / bridge", KERNEL, "tcp_gbit", &["bridge"], Better::Higher, 1.0),
     Promise {
-        title: "64 bytes, Podlane / bare loop",
-        measure: "xdp_mpps",
-        against: &["loop", "loop-spin"],
-        at_least: 0.9,
+        their_measure: "tcp_gbit",
+        ..promise(
+            "BIG TCP, kernel path / bridge as installed",
+            KERNEL,
+            "tcp_big_gbit",
+            &["bridge"],
+            Better::Higher,
+            1.5,
+        )
     },
-    Promise { title: "TCP, Podlane / Open vSwitch", measure: "tcp_gbit", against: &["ovs"], at_least: 1.0 },
+    promise("ping time, kernel path / bridge", KERNEL, "ping_us", &["bridge"], Better::Lower, 0.9),
+    promise("TCP request/response time, kernel path / bridge", KERNEL, "rr_us", &["bridge"], Better::Lower, 0.9),
+    promise("CPU per gigabyte, kernel path / bridge", KERNEL, "tcp_cost", &["bridge"], Better::Lower, 0.9),
+    promise("CPU per million packets, kernel path / bridge", KERNEL, "skb_cost", &["bridge"], Better::Lower, 0.9),
 ];
 
 /// The samples of one measure of one peer, by repeat.
@@ -116,11 +160,20 @@ struct Verdict {
     measured: Option<(String, f64, Summary)>,
 }
 
+impl Promise {
+    fn is_kept(&self, ratio: f64) -> bool {
+        match self.better {
+            Better::Higher => ratio >= self.factor,
+            Better::Lower => ratio <= self.factor,
+        }
+    }
+}
+
 impl Verdict {
     fn word(&self) -> &'static str {
         match &self.measured {
             None => "not measured",
-            Some((_, ratio, _)) if *ratio >= self.promise.at_least => "ok",
+            Some((_, ratio, _)) if self.promise.is_kept(*ratio) => "ok",
             Some(_) => "MISSED",
         }
     }
@@ -168,19 +221,22 @@ fn paired_ratios(over: &Samples, under: &Samples) -> impl Iterator<Item = f64> {
 
 fn judge(run: &Run, promise: &'static Promise) -> Verdict {
     let measured = (|| {
-        let podlane = run.peers.get("podlane")?;
+        let podlane = run.peers.get(promise.of)?;
         let (rival, rival_summary) = promise
             .against
             .iter()
-            .filter_map(|name| Some((*name, run.peers.get(*name)?.summary(promise.measure)?)))
-            .max_by(|a, b| a.1.median.total_cmp(&b.1.median))?;
+            .filter_map(|name| Some((*name, run.peers.get(*name)?.summary(promise.their_measure)?)))
+            .max_by(|a, b| match promise.better {
+                Better::Higher => a.1.median.total_cmp(&b.1.median),
+                Better::Lower => b.1.median.total_cmp(&a.1.median),
+            })?;
         let own = podlane.summary(promise.measure)?;
         if rival_summary.median <= 0.0 {
             return None;
         }
         let repeats = Summary::of(paired_ratios(
             podlane.samples.get(promise.measure)?,
-            run.peers[rival].samples.get(promise.measure)?,
+            run.peers[rival].samples.get(promise.their_measure)?,
         ))?;
         Some((rival.to_owned(), own.median / rival_summary.median, repeats))
     })();
@@ -220,10 +276,11 @@ fn table(run: &Run) -> String {
     for peer in run.order.iter().map(|name| &run.peers[name]).filter(|p| !p.settings.is_empty()) {
         let _ = writeln!(text, "{}: {}", peer.title, peer.settings);
     }
-    let titles = MEASURES.iter().map(|m| m.title.to_owned());
+    let measured = |m: &&Measure| run.peers.values().any(|peer| peer.samples.contains_key(m.name));
+    let titles = MEASURES.iter().filter(measured).map(|m| m.title.to_owned());
     let mut rows = vec![std::iter::once("median (min–max)".to_owned()).chain(titles).collect::<Vec<_>>()];
     for peer in run.order.iter().map(|name| &run.peers[name]).filter(|p| !p.samples.is_empty()) {
-        let cells = MEASURES.iter().map(|m| cell(peer.summary(m.name), m.decimals));
+        let cells = MEASURES.iter().filter(measured).map(|m| cell(peer.summary(m.name), m.decimals));
         rows.push(std::iter::once(peer.title.clone()).chain(cells).collect());
     }
     let _ = write!(text, "\n{}", align(&rows));
@@ -243,10 +300,12 @@ fn promise_rows(run: &Run) -> Vec<Vec<String>> {
             None => ("–".to_owned(), String::new()),
             Some((_, ratio, r)) => (format!("{ratio:.3}"), format!("({:.3}–{:.3} in single repeats)", r.min, r.max)),
         };
-        let wanted = format!("wanted ≥ {:.1}", promise.at_least);
+        let sign = if promise.better == Better::Higher { '≥' } else { '≤' };
+        let wanted = format!("wanted {sign} {:.1}", promise.factor);
         vec![promise.title.to_owned(), ratio, repeats, wanted, verdict.word().to_owned()]
     };
-    PROMISES.iter().map(row).collect()
+    // Only what this run is about.
+    PROMISES.iter().filter(|promise| run.peers.contains_key(promise.of)).map(row).collect()
 }
 
 fn as_json(run: &Run) -> Value {
@@ -268,7 +327,7 @@ fn as_json(run: &Run) -> Value {
     let promise = |promise| {
         let verdict = judge(run, promise);
         let measured = verdict.measured.as_ref();
-        json!({"title": promise.title, "measure": promise.measure, "at_least": promise.at_least,
+        json!({"title": promise.title, "measure": promise.measure, "better": if promise.better == Better::Higher { "higher" } else { "lower" }, "factor": promise.factor,
                "verdict": verdict.word(), "against": measured.map(|m| &m.0), "ratio": measured.map(|m| m.1),
                "ratio_min": measured.map(|m| m.2.min), "ratio_max": measured.map(|m| m.2.max)})
     };
@@ -276,7 +335,7 @@ fn as_json(run: &Run) -> Value {
         "schema": 1,
         "facts": run.facts.iter().cloned().collect::<BTreeMap<_, _>>(),
         "peers": run.order.iter().map(peer).collect::<Vec<_>>(),
-        "promises": PROMISES.iter().map(promise).collect::<Vec<_>>(),
+        "promises": PROMISES.iter().filter(|promise| run.peers.contains_key(promise.of)).map(promise).collect::<Vec<_>>(),
     })
 }
 

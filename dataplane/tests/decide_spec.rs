@@ -406,8 +406,14 @@ fn every_reason_and_every_way_comes_up() {
     let config = Config { cases: 400, failure_persistence: None, ..Config::default() };
     let rng = TestRunner::deterministic().new_rng();
     TestRunner::new_with_rng(config, rng).run(&cases(), |(world, recipes)| compare(&world, &recipes, &seen)).unwrap();
-    // These three are answered before a frame reaches the engine: by the XDP program and by the daemon.
-    let elsewhere = [PassReason::NoSocket, PassReason::WorkerStalled, PassReason::SuperFrame];
+    // These are answered before a frame reaches the engine: by the programs in the kernel and by the daemon.
+    let elsewhere = [
+        PassReason::NoSocket,
+        PassReason::WorkerStalled,
+        PassReason::SuperFrame,
+        PassReason::TablesChanged,
+        PassReason::TablesStale,
+    ];
     let reasons = PassReason::ALL.iter().filter(|reason| !elsewhere.contains(reason)).map(|reason| reason.name());
     let ways = ["bridged ipv4", "bridged ipv6", "routed ipv4", "routed ipv6"];
     let wanted: BTreeSet<String> = reasons.chain(ways).map(str::to_owned).collect();

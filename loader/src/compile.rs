@@ -471,7 +471,9 @@ fn port(world: &World, input: &Input, link: &Link, assignment: &PortAssignment) 
         isolated: is_pod && bridge_port.is_some_and(|port| port.isolated),
         partial_checksums: link.kind == LinkKind::Veth,
         path: assignment.path,
-        peer: link.kind == LinkKind::Veth && link.peer_netns.is_some(),
+        // Never an uplink, not even one that is a veth: what leaves the node must be cut and its checksums finished as the
+        // interface says, which its queue does and handing over does not.
+        peer: is_pod && link.kind == LinkKind::Veth && link.peer_netns.is_some(),
     }
 }
 

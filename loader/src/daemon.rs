@@ -111,6 +111,20 @@ fn host_port_names() -> HostPortNames<'static> {
     HostPortNames::default()
 }
 
+/// From reading the kernel's messages to the tables that follow them being in force on both paths.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Followed {
+    pub(crate) last: Duration,
+    pub(crate) slowest: Duration,
+}
+
+impl Followed {
+    fn note(&mut self, took: Duration) {
+        self.last = took;
+        self.slowest = self.slowest.max(took);
+    }
+}
+
 /// Everything that runs.
 #[derive(Debug)]
 pub struct Daemon {
@@ -135,6 +149,8 @@ pub struct Daemon {
     /// When FDB entries were last refreshed in the kernel, by activity index.
     refreshed_s: BTreeMap<u32, u32>,
     pub(crate) learned: u64,
+    /// How long the last change of the kernel's tables, and the slowest, took to be in force.
+    pub(crate) followed: Followed,
     control: Option<Control>,
     last_upkeep: Instant,
 }
@@ -201,6 +217,7 @@ impl Daemon {
             queues_counted: now,
             refreshed_s: BTreeMap::new(),
             learned: 0,
+            followed: Followed::default(),
             control: Some(control),
             last_upkeep: now,
             config,
@@ -228,10 +245,12 @@ impl Daemon {
                 tracing::info!("stopping on a signal");
                 return Ok(());
             }
+            let read = Instant::now();
             let changes = self.mirror.read()?;
             let retry = self.ports.next_retry().is_some_and(|at| at <= Instant::now());
             if !changes.is_empty() {
                 self.follow(changes)?;
+                self.followed.note(read.elapsed());
             } else if retry {
                 self.follow(Changes::LINKS)?;
             }
@@ -269,7 +288,7 @@ impl Daemon {
         self.publish(changes)?;
         if moved {
             let Some(engine) = &mut self.engine else { return Ok(()) };
-            self.ports.finish(engine, &mut self.steering);
+            self.ports.finish(engine, &mut self.steering, &mut self.kernel);
             // A port that was closed only to be opened anew (its queues changed) can be opened now.
             if self.reconcile() {
                 self.publish(Changes::NONE)?;
@@ -533,7 +552,7 @@ impl Daemon {
 
     /// Takes everything back: programs off, ports out of the tables, workers stopped, host port gone.
     fn shut_down(&mut self) {
-        self.ports.detach_all(&mut self.steering);
+        self.ports.detach_all(&mut self.steering, &mut self.kernel);
         self.drain();
         self.publisher.publish(Tables::default());
         if let Some(engine) = self.engine.take() {

@@ -362,6 +362,24 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Switches generic receive offload of an interface on or off. Returns whether that changed anything.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_gro(&mut self, ifindex: u32, on: bool) -> Result<bool, KernelError> {
+        if self.ethtool.is_none() {
+            self.ethtool = Some(Ethtool::open()?);
+        }
+        let Some(ethtool) = &mut self.ethtool else { return Ok(false) };
+        if ethtool.gro(ifindex)? == on {
+            return Ok(false);
+        }
+        ethtool.set_gro(ifindex, on)?;
+        Ok(true)
+    }
+}
+
 fn alias_of(instance: &str) -> String {
     format!("podlane {instance}")
 }
@@ -441,12 +459,23 @@ pub fn read_switches<'a>(interfaces: impl IntoIterator<Item = &'a str>) -> Switc
     switches
 }
 
-/// The ethtool family of generic netlink (`Documentation/networking/ethtool-netlink.rst`), as far as channels go.
+/// The ethtool family of generic netlink (`Documentation/networking/ethtool-netlink.rst`), as far as channels and GRO go.
 #[derive(Debug)]
 struct Ethtool {
     requests: RequestSocket,
     family: u16,
 }
+
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 1 << 15;
+/// `ETHTOOL_A_*_HEADER` of every message, and in it the interface.
+const HEADER: u16 = 1 | NESTED;
+const HEADER_DEV_INDEX: u16 = 1;
+/// `ETHTOOL_A_BITSET_BITS`, and in each bit its name.
+const BITSET_BITS: u16 = 3;
+const BIT_NAME: u16 = 2;
+/// The kernel's name of generic receive offload (`net/ethtool/common.c`).
+const GRO: &[u8] = b"rx-gro";
 
 impl Ethtool {
     /// Finds the family's number (`CTRL_CMD_GETFAMILY`, `linux/genetlink.h`).
@@ -467,11 +496,45 @@ impl Ethtool {
         Ok(Ethtool { requests, family })
     }
 
+    /// Whether generic receive offload is on.
+    fn gro(&mut self, ifindex: u32) -> Result<bool, NetlinkError> {
+        const FEATURES_GET: u8 = 11;
+        const ACTIVE: u16 = 4;
+        let device = attribute(HEADER_DEV_INDEX, &ifindex.to_ne_bytes());
+        let request = generic(self.family, FEATURES_GET, &[(HEADER, &device)]);
+        let mut on = false;
+        let action = format!("show the features of interface {ifindex}");
+        self.requests.get_bytes(&request, &action, |_, payload| {
+            // The active features come as a list of those that are on, by name.
+            for (_, bitset) in generic_attributes(payload).filter(|(kind, _)| *kind == ACTIVE) {
+                for (_, bits) in nested(&bitset).filter(|(kind, _)| *kind == BITSET_BITS) {
+                    on |= nested(&bits).any(|(_, bit)| {
+                        nested(&bit).any(|(kind, name)| kind == BIT_NAME && name.strip_suffix(b"\0") == Some(GRO))
+                    });
+                }
+            }
+        })?;
+        Ok(on)
+    }
+
+    fn set_gro(&mut self, ifindex: u32, on: bool) -> Result<(), NetlinkError> {
+        const FEATURES_SET: u8 = 12;
+        const WANTED: u16 = 3 | NESTED;
+        const BIT: u16 = 1 | NESTED;
+        const BIT_VALUE: u16 = 3;
+        let device = attribute(HEADER_DEV_INDEX, &ifindex.to_ne_bytes());
+        let mut bit = attribute(BIT_NAME, &[GRO, b"\0"].concat());
+        if on {
+            bit.extend(attribute(BIT_VALUE, &[]));
+        }
+        let bits = attribute(BITSET_BITS | NESTED, &attribute(BIT, &bit));
+        let request = generic(self.family, FEATURES_SET, &[(HEADER, &device), (WANTED, &bits)]);
+        self.requests.get_bytes(&request, &format!("set the features of interface {ifindex}"), |_, _| {})
+    }
+
     /// Receive and transmit channels in use: those of their own and those combined with the other kind.
     fn channels(&mut self, ifindex: u32) -> Result<(u32, u32), NetlinkError> {
         const CHANNELS_GET: u8 = 17;
-        const HEADER: u16 = 1 | 1 << 15;
-        const HEADER_DEV_INDEX: u16 = 1;
         const RX_COUNT: u16 = 6;
         const TX_COUNT: u16 = 7;
         const COMBINED_COUNT: u16 = 9;
@@ -514,10 +577,15 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The attributes inside of one.
+fn nested(value: &[u8]) -> impl Iterator<Item = (u16, Vec<u8>)> {
+    NlasIterator::new(value).map_while(Result::ok).map(|nla| (nla.kind() & !NESTED, nla.value().to_vec()))
+}
+
 fn generic_attributes(payload: &[u8]) -> impl Iterator<Item = (u16, Vec<u8>)> {
     NlasIterator::new(payload.get(4..).unwrap_or_default())
         .map_while(Result::ok)
-        .map(|nla| (nla.kind(), nla.value().to_vec()))
+        .map(|nla| (nla.kind() & !NESTED, nla.value().to_vec()))
 }
 
 #[cfg(test)]

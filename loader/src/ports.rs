@@ -16,6 +16,7 @@ use podlane_dataplane::{PortId, limits};
 use crate::bpf::{AttachError, Steering, XdpMode};
 use crate::config::PathChoice;
 use crate::engine::{Engine, EngineError, OpenQueue};
+use crate::kernel::Kernel;
 
 /// How long a port that could not be opened waits before the next attempt; doubled each time up to [`RETRY_MOST`].
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -54,6 +55,8 @@ pub struct OpenPort {
     pub why_path: String,
     /// It changed its path, and the other path's program is still there.
     switching: bool,
+    /// We switched generic receive offload on.
+    own_gro: bool,
 }
 
 /// Which path each port should take.
@@ -136,6 +139,7 @@ impl Ports {
             path: Path::AfXdp,
             why_path: "workers send through it only".to_owned(),
             switching: false,
+            own_gro: false,
         };
         Ports {
             mode,
@@ -296,7 +300,7 @@ impl Ports {
         }
         let queues = opened?;
         self.taken[id.index()] = true;
-        Ok(OpenPort { id, link: link.clone(), queues, xdp_mode, path, why_path, switching: false })
+        Ok(OpenPort { id, link: link.clone(), queues, xdp_mode, path, why_path, switching: false, own_gro: false })
     }
 
     fn open_sockets(
@@ -346,13 +350,15 @@ impl Ports {
     }
 
     /// The second half of closing and of changing a path, after tables were published that say so.
-    pub fn finish(&mut self, engine: &mut Engine, steering: &mut Steering) {
+    pub fn finish(&mut self, engine: &mut Engine, steering: &mut Steering, kernel: &mut Kernel) {
         for port in self.open.values_mut().filter(|port| port.switching) {
             port.switching = false;
+            keep_polling(port, kernel);
             let other = if port.path == Path::AfXdp { Path::Kernel } else { Path::AfXdp };
             detach(&port.link, other, steering);
         }
-        for port in std::mem::take(&mut self.closing) {
+        for mut port in std::mem::take(&mut self.closing) {
+            stop_polling(&mut port, kernel);
             match engine.close_port(port.id, port.queues) {
                 Ok(()) => {
                     self.taken[port.id.index()] = false;
@@ -364,8 +370,9 @@ impl Ports {
         }
     }
 
-    /// Takes the programs off every port.
-    pub fn detach_all(&mut self, steering: &mut Steering) {
+    /// Takes the programs off every port, for good.
+    pub fn detach_all(&mut self, steering: &mut Steering, kernel: &mut Kernel) {
+        self.open.values_mut().for_each(|port| stop_polling(port, kernel));
         let ports = self.open.values().filter(|port| port.link.kind != PortKind::Host);
         let all: Vec<u32> = ports.map(|port| port.link.ifindex).collect();
         all.into_iter().for_each(|ifindex| self.begin_closing(ifindex, steering));
@@ -390,6 +397,28 @@ fn attach(
     match path {
         Path::AfXdp => steering.attach(link.ifindex, &link.name, mode).map(Some),
         Path::Kernel => steering.attach_repeat(link.ifindex, &link.name).map(|()| None),
+    }
+}
+
+/// Has a veth keep polling its end (NAPI) when the XDP program goes: what is in the queue to it at that moment would be
+/// lost otherwise (`drivers/net/veth.c`, `veth_disable_xdp`). With generic receive offload on, it polls without a program.
+fn keep_polling(port: &mut OpenPort, kernel: &mut Kernel) {
+    match port.path {
+        Path::Kernel => match kernel.set_gro(port.link.ifindex, true) {
+            Ok(changed) => port.own_gro |= changed,
+            Err(error) => tracing::debug!(%error, interface = port.link.name, "switching GRO on"),
+        },
+        Path::AfXdp => stop_polling(port, kernel),
+    }
+}
+
+/// Switches off what [`keep_polling`] switched on.
+fn stop_polling(port: &mut OpenPort, kernel: &mut Kernel) {
+    // An interface that is gone has no features either.
+    if std::mem::take(&mut port.own_gro)
+        && let Err(error) = kernel.set_gro(port.link.ifindex, false)
+    {
+        tracing::debug!(%error, interface = port.link.name, "switching GRO off again");
     }
 }
 

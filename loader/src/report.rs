@@ -258,7 +258,13 @@ fn umem(engine: &Engine) -> UmemStatus {
 
 fn mirror(daemon: &Daemon) -> MirrorStatus {
     let counters = daemon.mirror.counters();
-    MirrorStatus { messages: counters.messages, redumps: counters.redumps, overruns: counters.overruns }
+    MirrorStatus {
+        messages: counters.messages,
+        redumps: counters.redumps,
+        overruns: counters.overruns,
+        last_change_us: daemon.followed.last.as_micros() as u64,
+        slowest_change_us: daemon.followed.slowest.as_micros() as u64,
+    }
 }
 
 fn learning(daemon: &Daemon, engine: &Engine) -> LearningStatus {

@@ -577,3 +577,19 @@ fn wanted_ports_are_pods_and_uplinks() {
     let wanted = wanted_ports(&world, &PortWish { bridge: "eth0", ..PortWish::default() }, |_| 1);
     assert_eq!((wanted.bridge, wanted.bridge_problem.as_str()), (None, "eth0 is not a bridge (its kind is device)"));
 }
+
+/// Handing over skips the interface's own queue, which cuts super-frames and finishes checksums: for pods only, and only
+/// where the other end is in another namespace, since the kernel drops what would stay in the same one.
+#[test]
+fn frames_are_handed_over_to_pods_in_other_namespaces_only() {
+    let mut world = node();
+    let elsewhere = |mut message: LinkMessage| {
+        message.attributes.push(LinkAttribute::LinkNetNsId(3));
+        message
+    };
+    tell(&mut world, NEWLINK, &elsewhere(pod(POD, &[])));
+    tell(&mut world, NEWLINK, &elsewhere(link(UPLINK, "eth0", 0xe0, vec![LinkInfo::Kind(InfoKind::Veth)])));
+    let compiled = compile(&world, &input());
+    let peers: Vec<_> = compiled.tables.ports.iter().map(|(id, port)| (id.0, port.peer)).collect();
+    assert_eq!(peers, [(0, false), (1, true), (2, false)]);
+}

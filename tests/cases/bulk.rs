@@ -1,7 +1,7 @@
 //! A lot of data, every byte of it checked.
 
 use anyhow::{Result, ensure};
-use podlane_tests::bed::{Bed, Least};
+use podlane_tests::bed::{Bed, DataPath, Least};
 use podlane_tests::testbed::{Family, Topology};
 use podlane_tests::traffic::{Datagrams, sniffed};
 
@@ -67,7 +67,7 @@ pub fn many_flows(bed: &mut Bed, family: Family) -> Result<()> {
         flow.finish()?.intact()?;
     }
     ways.iter().try_for_each(|way| bed.went_through(&before, way, Least::packets(1000)))?;
-    if bed.has_podlane() {
+    if bed.path == DataPath::AfXdp {
         let workers = bed.status(1)?.workers;
         ensure!(workers.len() == 2, "two workers were asked for: {workers:?}");
         let idle: Vec<_> = workers.iter().filter(|worker| worker.forwarded + worker.handoff_in == 0).collect();

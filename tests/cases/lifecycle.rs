@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use podlane_tests::bed::Bed;
-use podlane_tests::command::wait_for;
+use podlane_tests::command::{self, wait_for};
+use podlane_tests::status::Port;
 use podlane_tests::testbed::Family;
 use podlane_tests::traffic::{Datagrams, Flow, Way};
 
@@ -144,4 +145,57 @@ pub fn ended(bed: &mut Bed, family: Family) -> Result<()> {
         flows.wait_for_workers(bed)?;
         flows.finish()
     })
+}
+
+/// `podlane path` while traffic runs: every datagram arrives, and goes the way that was asked for from then on.
+pub fn path_changes(bed: &mut Bed, family: Family) -> Result<()> {
+    let ways = [bed.way("pod1", "pod2", family)?, bed.way("pod4", "pod1", family)?];
+    ways.iter().try_for_each(|way| bed.warm_up(way))?;
+    let flows: Vec<Flow> =
+        ways.iter().map(|way| bed.start_udp(way, &Datagrams::steady(600, 500))).collect::<Result<_>>()?;
+    // All ports, then one of them, then all again, which forgets what was said of the one.
+    for (path, ports, expected) in [
+        ("kernel", [].as_slice(), "kernel"),
+        ("af_xdp", &[], "af_xdp"),
+        ("auto", &[], "kernel"),
+        ("af_xdp", &["veth-pod1"], "af_xdp"),
+        ("af_xdp", &["eth0"], "af_xdp"),
+        ("kernel", &["veth-pod1"], "kernel"),
+        ("af_xdp", &[], "af_xdp"),
+    ] {
+        let instance = bed.instance(1);
+        let mut change = bed.podlane(1)?;
+        change.args(["path", path]).args(ports).args(["--instance", &instance]);
+        command::run(&mut change, Duration::from_secs(10))?;
+        let before = bed.status(1)?;
+        for name in ["veth-pod1", "eth0"].iter().filter(|name| ports.is_empty() || ports.contains(name)) {
+            let port = before.port(name).with_context(|| format!("{name} is no port"))?;
+            ensure!(port.path == expected, "{name} takes the path {}, not {expected}", port.path);
+            let by = |port: &Port| if expected == "kernel" { port.repeated } else { port.forwarded };
+            wait_for(&format!("packets from {name} on the path {expected}"), Duration::from_secs(5), || {
+                let now = bed.status(1)?;
+                Ok(now.port(name).is_some_and(|now| by(now) >= by(port) + 300).then_some(()))
+            })?;
+        }
+    }
+    for flow in flows {
+        flow.finish()?.intact()?;
+    }
+    Ok(())
+}
+
+/// A port that is not there, and a word that is no path, change nothing.
+pub fn wrong_path_changes(bed: &mut Bed) -> Result<()> {
+    let instance = bed.instance(1);
+    for (arguments, code, sentence) in [
+        (["path", "kernel", "veth-nobody"], 1, "there is no port veth-nobody"),
+        (["path", "fast", "veth-pod1"], 2, "possible values: af_xdp, kernel, auto"),
+    ] {
+        let output = bed.podlane(1)?.args(arguments).args(["--instance", &instance]).output()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(code) && text.contains(sentence), "{arguments:?}: {text}");
+    }
+    let status = bed.status(1)?;
+    ensure!(status.ports.iter().all(|port| port.path == "af_xdp"), "a refused change changed a path");
+    Ok(())
 }

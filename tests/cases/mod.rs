@@ -165,6 +165,8 @@ fn plain_cases() -> Vec<Case> {
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),
         podlane_families("ended_daemon", lifecycle::ended),
+        Case { paths: &[DataPath::AfXdp], ..families("path_changes", lifecycle::path_changes) },
+        Case { paths: &[DataPath::AfXdp], ..once("wrong_path_changes", lifecycle::wrong_path_changes) },
     ]);
     cases
 }

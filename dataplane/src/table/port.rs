@@ -49,7 +49,7 @@ pub struct Port {
     pub partial_checksums: bool,
     /// How frames that come in through it are served.
     pub path: Path,
-    /// The other end of this veth is in another network namespace, so that the kernel can hand it a frame directly
+    /// A pod's veth whose other end is in another network namespace, so that the kernel can hand it a frame directly
     /// (`bpf_redirect_peer` drops what stays in the same one).
     pub peer: bool,
 }

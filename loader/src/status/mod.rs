@@ -401,6 +401,10 @@ pub struct MirrorStatus {
     pub redumps: u64,
     /// Times that the kernel lost messages for us (`ENOBUFS`).
     pub overruns: u64,
+    /// Microseconds from reading the last messages to the tables that follow them being in force, on both paths.
+    pub last_change_us: u64,
+    /// The most that took since the start.
+    pub slowest_change_us: u64,
 }
 
 /// Learning of MAC addresses from traffic.

@@ -176,6 +176,12 @@ impl Status {
             thousands(mirror.overruns)
         );
         field(out, "mirror", &mirrored);
+        let in_force = format!(
+            "{} µs after the last change, {} µs at most",
+            thousands(mirror.last_change_us),
+            thousands(mirror.slowest_change_us)
+        );
+        field(out, "in force", &in_force);
         let learning = &self.learning;
         let learned = format!(
             "{} reports of MAC addresses, {} accepted, {} refused by a limit",

@@ -125,7 +125,7 @@ fn example() -> Status {
             tx: 24,
             sum_ok: true,
         },
-        mirror: MirrorStatus { messages: 311, redumps: 1, overruns: 0 },
+        mirror: MirrorStatus { messages: 311, redumps: 1, overruns: 0, last_change_us: 412, slowest_change_us: 2_950 },
         learning: LearningStatus { reports: 4, accepted: 3, limited: 1 },
         accounts_balance: true,
     }
