@@ -34,7 +34,8 @@ readonly PINGS=2000
 readonly PING_INTERVAL=0.0005
 readonly TCP_PORT=5201
 readonly BIG_TCP=196608 # bytes of a super-frame with BIG TCP
-readonly CLUSTER_CIDR=10.244.0.0/16
+readonly CLUSTER_CIDR=10.244.0.0/16,fd00:10:244::/48
+readonly IP6=([1]=fd00:10:244::2 [2]=fd00:10:244::3)
 readonly IP=([1]=10.244.1.2 [2]=10.244.1.3)
 readonly MAC=([1]=02:00:00:00:01:01 [2]=02:00:00:00:01:02)
 readonly GATEWAY=10.244.1.1/24
@@ -495,14 +496,14 @@ measure_rate() {
 busy_per_frame() { awk -F'[= ]' '/ busy=/ { printf "%.1f\n", ($2 > 0) ? $6 / $2 * 1e9 : 0 }' "$1"; }
 per_second() { awk -F'[= ]' -v name="$1" '$1 == name { printf "%.6f\n", $2 / $4 / 1e6 }' "$2"; }
 
-# measure_tcp FROM TO NAME: Gbit/s at the receiver. The sender has the generator's core, the receiver the forwarder's.
+# measure_tcp FROM TO NAME [ADDRESS]: Gbit/s at the receiver. The sender has the generator's core, the receiver the forwarder's.
 measure_tcp() {
     local log=$WORK/$PEER-$3.log
     launch "$log.server" taskset -c "$FORWARDER_CPU" ip netns exec "${POD[$2]}" iperf3 -s -1 -p $TCP_PORT
     local server=$LAUNCHED
     wait_for 5 listens "${POD[$2]}" || { WHY="iperf3: $(tail -n1 "$log.server")" && return 1; }
     taskset -c "$GENERATOR_CPU" timeout $((SECONDS_MEASURED + WARMUP_SECONDS + 20)) ip netns exec "${POD[$1]}" \
-        iperf3 -c "${IP[$2]}" -p $TCP_PORT -t "$SECONDS_MEASURED" -O "$WARMUP_SECONDS" -f m >"$log" 2>&1 ||
+        iperf3 -c "${4:-${IP[$2]}}" -p $TCP_PORT -t "$SECONDS_MEASURED" -O "$WARMUP_SECONDS" -f m >"$log" 2>&1 ||
         { WHY="iperf3: $(grep -m1 error "$log" || tail -n1 "$log")" && return 1; }
     finish "$server" || true
     sample "$PEER" "$REPEAT" "$3" "$(awk '/receiver/ { printf "%.6f\n", $7 / 1000 }' "$log")"
@@ -526,17 +527,19 @@ measure_cost() {
         'BEGIN { printf "%.6f\n", (b - a) / ((d - c) / 1e9) }')"
 }
 
-# BIG TCP: super-frames beyond 64 KiB, which only a forwarder in the kernel carries.
+# BIG TCP: super-frames beyond 64 KiB, which only a forwarder in the kernel carries. Over IPv6, since the iproute2 of Debian
+# 12 cannot set IPv4's.
 measure_big_tcp() {
     in_kernel || return 0
     local n setting
     for n in 1 2; do
-        for setting in gso_max_size gro_max_size gso_ipv4_max_size gro_ipv4_max_size; do
+        ip -n "${POD[n]}" addr add "${IP6[n]}/64" dev eth0 nodad || { WHY='cannot add an IPv6 address' && return 1; }
+        for setting in gso_max_size gro_max_size; do
             ip -n "${POD[n]}" link set eth0 $setting $BIG_TCP && ip -n "$NODE" link set "veth-pod$n" $setting $BIG_TCP ||
                 { WHY="cannot set $setting" && return 1; }
         done
     done
-    measure_tcp 1 2 tcp_big_gbit
+    measure_tcp 1 2 tcp_big_gbit "${IP6[2]}"
 }
 
 measure_rr() {

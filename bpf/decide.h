@@ -42,9 +42,15 @@ static __always_inline const struct port *forwarding_port(const struct snapshot 
 static __always_inline __u32 ingress_port(const struct snapshot *snapshot, __u32 ifindex, const struct port **port)
 {
 	__u32 key = ifindex * COPIES + snapshot->copy;
-	const __u32 *id = bpf_map_lookup_elem(&interfaces, &key);
+	__u32 place = slot(snapshot, ifindex & (NEAR_INTERFACES - 1), NEAR_INTERFACES);
+	const struct near *near = bpf_map_lookup_elem(&near_interfaces, &place);
 	const struct port *found;
+	const __u32 *id;
 
+	if (near && near->ifindex == ifindex)
+		id = &near->port;
+	else
+		id = bpf_map_lookup_elem(&interfaces, &key);
 	if (!id)
 		return MAX_PORTS;
 	found = port_of(snapshot, *id);
@@ -56,11 +62,16 @@ static __always_inline __u32 ingress_port(const struct snapshot *snapshot, __u32
 /* Where a MAC address is; key is like head.destination_key. */
 static __always_inline const struct station *station_of(const struct snapshot *snapshot, __be64 key)
 {
+	__u32 place = slot(snapshot, near_place(key), NEAR_STATIONS);
+	const struct near_station *near = bpf_map_lookup_elem(&near_stations, &place);
 	union {
 		__be64 key;
 		__u8 copy;
 	} address = { .key = key };
 
+	/* An empty place looks like the address of zeros, which is nobody's. */
+	if (near && near->key == key && key)
+		return &near->station;
 	address.copy = snapshot->copy;
 	return bpf_map_lookup_elem(&fdb, &address.key);
 }
@@ -144,6 +155,7 @@ static __always_inline __u32 bridge(const struct snapshot *snapshot, const struc
 	to = forwarding_port(snapshot, packet->egress);
 	if (!to)
 		return PASS_PORT_STATE;
+	packet->to = to;
 	if (from->flags & to->flags & PORT_ISOLATED)
 		return PASS_PORT_STATE;
 	return fits(packet, from, to, ~0U);
@@ -226,6 +238,7 @@ static __always_inline __u32 route(const struct snapshot *snapshot, const struct
 	to = forwarding_port(snapshot, packet->egress);
 	if (!to)
 		return PASS_PORT_STATE;
+	packet->to = to;
 	packet->adjacency = adjacency;
 	return fits(packet, from, to, next_hop->mtu);
 }
@@ -237,10 +250,21 @@ static __always_inline __u32 route(const struct snapshot *snapshot, const struct
 static __always_inline int sender_is_known(const struct snapshot *snapshot, const struct head *head,
 					   struct packet *packet, __u32 ingress, const struct port *from)
 {
+	const struct station *sender;
+	__be64 key;
+
 	if (from->kind != PORT_POD || !(from->flags & PORT_REPEATED) || !(from->flags & PORT_LEARNING))
 		return 1;
-	packet->sender = station_of(snapshot, source_key(head));
-	return packet->sender && packet->sender->port == ingress;
+	key = source_key(head);
+	if (key == from->station_key) {
+		packet->sender_activity = from->station_activity;
+		return 1;
+	}
+	sender = station_of(snapshot, key);
+	if (!sender || sender->port != ingress)
+		return 0;
+	packet->sender_activity = sender->activity;
+	return 1;
 }
 
 /*
@@ -254,7 +278,8 @@ static __always_inline __u32 decide(const struct snapshot *snapshot, const struc
 
 	packet->egress = MAX_PORTS;
 	packet->adjacency = NULL;
-	packet->sender = NULL;
+	packet->sender_activity = NOBODY;
+	packet->to = NULL;
 	if (!node || !(from->flags & PORT_FORWARDING))
 		return PASS_PORT_STATE;
 	if (from->flags & PORT_PARTIAL_CHECKSUMS && !(from->flags & PORT_REPEATED) && packet->may_hide_checksum)

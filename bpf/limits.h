@@ -15,6 +15,10 @@
 #define MAX_NEIGHBOURS 16384
 /* Routes of one family. */
 #define MAX_ROUTES 262144
+/* Interfaces whose port is found by looking at one place, see struct near. A power of two. */
+#define NEAR_INTERFACES 4096
+/* Places of MAC addresses that are found by looking at one, see struct near_station. */
+#define NEAR_STATIONS 16384
 /* Distinct next hops of all routes. */
 #define MAX_NEXT_HOPS 16384
 /* Configured cluster CIDRs of one family. */

@@ -116,7 +116,7 @@ struct head {
 _Static_assert(sizeof(struct head) == 2 + HEAD_BYTES, "the copied headers have no gaps");
 
 struct adjacency;
-struct station;
+struct port;
 
 /* What a decision needs to know of a frame besides its addresses. */
 struct packet {
@@ -137,11 +137,14 @@ struct packet {
 	__u32 may_hide_checksum;
 	/* What the decision found: the port to leave through, */
 	__u32 egress;
+	const struct port *to;
 	/* the new MAC addresses of a routed packet (NULL: bridged), */
 	const struct adjacency *adjacency;
-	/* and the entry of the sender's MAC address, if the port is one that learns. */
-	const struct station *sender;
+	/* and the index in used of the sender, or NOBODY if the port is not one that learns. */
+	__u32 sender_activity;
 };
+
+#define NOBODY 0xffffffff
 
 /* VXLAN (IANA and Linux's old default), Geneve, FOU and GUE, GTP-U, MPLS. */
 static __always_inline int is_tunnel_port(__u16 port)

@@ -91,11 +91,14 @@ static __always_inline __u32 measure_segments(struct __sk_buff *skb, const struc
 	}
 }
 
-/* Notes that an adjacency or a station is in use, so that the loader keeps it alive in the kernel's tables. */
-static __always_inline void touch(__u32 activity, __u64 now_ns)
+/*
+ * Notes that an adjacency or a station is in use, so that the loader keeps it alive in the kernel's tables. The time is that
+ * of the loader's last sign of life, which saves a look at the clock.
+ */
+static __always_inline void touch(const struct snapshot *snapshot, __u32 activity)
 {
 	__u64 *last = bpf_map_lookup_elem(&used, &activity);
-	__u64 now = now_ns >> 30;
+	__u64 now = *(const volatile __u64 *)&snapshot->generations->heartbeat_ns >> 30;
 
 	/* Most of the time it is up to date, and the cache line stays shared between the CPUs. */
 	if (last && *last != now)
@@ -128,18 +131,25 @@ static __always_inline long rewrite(struct __sk_buff *skb, struct head *head, co
 	return bpf_skb_store_bytes(skb, 0, head->destination, 12, 0);
 }
 
-/* Whether the daemon still follows the kernel. Without it, what the tables say may long be wrong. */
-static __always_inline int tables_are_fresh(const struct snapshot *snapshot, __u64 now_ns)
-{
-	__u64 ns = *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
+/* How many frames of a port on one CPU go by one look at the clock. A power of two. */
+#define CLOCK_FRAMES 16
 
-	return (__s64)(now_ns - ns) <= (__s64)(TABLES_STALE_MS * NS_PER_MS);
+/* Whether the daemon has stopped following the kernel. Without it, what the tables say may long be wrong. */
+static __always_inline int tables_are_stale(const struct snapshot *snapshot, struct counters *count)
+{
+	__u64 ns;
+
+	if (count->rx_packets % CLOCK_FRAMES == 0 || count->stale) {
+		ns = *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
+		count->stale = (__s64)(bpf_ktime_get_coarse_ns() - ns) > (__s64)(TABLES_STALE_MS * NS_PER_MS);
+	}
+	return count->stale != 0;
 }
 
 /* Hands the socket buffer on. */
-static __always_inline int forward(struct __sk_buff *skb, const struct port *to, const struct packet *packet,
-				   struct counters *count)
+static __always_inline int forward(struct __sk_buff *skb, const struct packet *packet, struct counters *count)
 {
+	const struct port *to = packet->to;
 	struct counters *out = bpf_map_lookup_elem(&counters, &packet->egress);
 	long verdict;
 
@@ -163,13 +173,12 @@ static __always_inline int forward(struct __sk_buff *skb, const struct port *to,
 SEC("tc")
 int podlane_repeat(struct __sk_buff *skb)
 {
-	const struct port *from = NULL, *to;
+	const struct port *from = NULL;
 	struct snapshot snapshot;
 	struct counters *count;
 	struct packet packet;
 	struct head head;
 	__u32 ingress, reason;
-	__u64 now_ns;
 
 	if (!take_snapshot(&snapshot))
 		return TCX_NEXT;
@@ -195,20 +204,18 @@ int podlane_repeat(struct __sk_buff *skb)
 		return next(count, PASS_TABLES_CHANGED);
 	if (reason != ADMIT)
 		return next(count, reason);
-	now_ns = bpf_ktime_get_coarse_ns();
-	if (!tables_are_fresh(&snapshot, now_ns))
+	if (tables_are_stale(&snapshot, count))
 		return next(count, PASS_TABLES_STALE);
-	to = port_of(&snapshot, packet.egress);
-	if (!to)
+	if (!packet.to)
 		return next(count, PASS_PORT_STATE);
-	if (packet.sender)
-		touch(packet.sender->activity, now_ns);
+	if (packet.sender_activity != NOBODY)
+		touch(&snapshot, packet.sender_activity);
 	if (packet.adjacency) {
-		touch(packet.adjacency->activity, now_ns);
+		touch(&snapshot, packet.adjacency->activity);
 		if (rewrite(skb, &head, packet.adjacency))
 			return next(count, PASS_PORT_STATE);
 	}
-	return forward(skb, to, &packet, count);
+	return forward(skb, &packet, count);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

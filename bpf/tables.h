@@ -58,7 +58,10 @@ struct port {
 	__u32 mtu;
 	/* Largest frame that its sockets carry, bytes. */
 	__u32 max_frame;
-	__u32 zero;
+	/* The index in used of the station with station_key. */
+	__u32 station_activity;
+	/* The MAC address of the only station behind it, like head.destination_key; 0 if there is none or more than one. */
+	__be64 station_key;
 };
 
 /* Where a routed packet leaves, and with which MAC addresses (each like head.destination_key). */
@@ -174,6 +177,8 @@ struct counters {
 	__u64 repeated_out_bytes;
 	/* By enum pass_reason. */
 	__u64 passed[PASS_SLOTS];
+	/* No counter: whether the tables were stale when the tc program last looked at the clock, for this port on this CPU. */
+	__u64 stale;
 };
 
 struct {
@@ -183,6 +188,20 @@ struct {
 	__type(key, __u32);
 	__type(value, struct generations);
 } generations SEC(".maps");
+
+/* The port of the interface in this slot, which is its index modulo NEAR_INTERFACES. 0: nobody's, or somebody else's. */
+struct near {
+	__u32 ifindex;
+	__u32 port;
+};
+
+/* By copy * NEAR_INTERFACES + slot. What has no slot to itself is in interfaces only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, COPIES *NEAR_INTERFACES);
+	__type(key, __u32);
+	__type(value, struct near);
+} near_interfaces SEC(".maps");
 
 /* Interface index * COPIES + copy to port number. */
 struct {
@@ -199,6 +218,35 @@ struct {
 	__type(key, __u32);
 	__type(value, struct port);
 } ports SEC(".maps");
+
+/*
+ * The station in this place, which near_place gives. What has no place to itself is in fdb only: a hash map costs three
+ * calls, this one none.
+ */
+struct near_station {
+	/* Like head.destination_key; 0: nobody's. */
+	__be64 key;
+	struct station station;
+};
+
+/* By copy * NEAR_STATIONS + place. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, COPIES *NEAR_STATIONS);
+	__type(key, __u32);
+	__type(value, struct near_station);
+} near_stations SEC(".maps");
+
+/* Multiplicative hashing (Knuth, 6.4); the loader does the same with the key as the machine reads it. */
+#define NEAR_FACTOR 0x9e3779b97f4a7c15ULL
+#define NEAR_SHIFT 50
+
+static __always_inline __u32 near_place(__be64 key)
+{
+	return (key * NEAR_FACTOR) >> NEAR_SHIFT;
+}
+
+_Static_assert(NEAR_STATIONS == 1ULL << (64 - NEAR_SHIFT), "every place is one of the table's");
 
 /* MAC address (like head.destination_key, but with the copy in its first byte). */
 struct {

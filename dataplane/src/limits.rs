@@ -38,6 +38,10 @@ pub const MAX_FRAME: usize = 65_014;
 pub const UNWATCH_PACKETS: usize = 64;
 /// Turns with work between two looks for such queues.
 pub const UNWATCH_TURNS: u32 = 16;
+/// Interfaces whose port the BPF programs find by looking at one place; a power of two. The others cost them a hash look-up.
+pub const NEAR_INTERFACES: usize = 4096;
+/// MAC addresses that the BPF programs find by looking at one place; 2^14. The others cost them a hash look-up.
+pub const NEAR_STATIONS: usize = 16_384;
 /// Tables in the BPF maps whose writer has shown no life for this long are not trusted any more, and the kernel path's
 /// frames go the kernel's own way.
 pub const TABLES_STALE_MS: u64 = 1000;

@@ -46,7 +46,9 @@ impl Steering {
     /// Takes the program off interface `ifindex`. When this returns no frame enters the program there any more. It is no
     /// error if it was not attached or the interface is gone.
     pub fn detach(&mut self, ifindex: u32) {
-        self.links.remove(&ifindex);
+        if let Some((_, link)) = self.links.remove(&ifindex) {
+            sys::detach_link(link.as_fd());
+        }
     }
 
     /// Interfaces that the program is attached to, and how.

@@ -19,9 +19,13 @@ const PASS_SLOTS: usize = 32;
 /// `COPIES`: how often every table is there.
 pub(super) const COPIES: usize = 2;
 /// Bytes of `struct counters`.
-pub(super) const COUNTERS_BYTES: usize = 8 * (7 + PASS_SLOTS);
+pub(super) const COUNTERS_BYTES: usize = 8 * (7 + PASS_SLOTS + 1);
 /// Bytes of `struct port`.
-pub(super) const PORT_BYTES: usize = 32;
+pub(super) const PORT_BYTES: usize = 40;
+/// Bytes of `struct near`.
+pub(super) const NEAR_BYTES: usize = 8;
+/// Bytes of `struct near_station`.
+pub(super) const NEAR_STATION_BYTES: usize = 16;
 /// Bytes of `struct adjacency`.
 pub(super) const ADJACENCY_BYTES: usize = 32;
 /// Bytes of `struct next_hop`.
@@ -73,8 +77,26 @@ pub(super) fn interface(copy: usize, ifindex: u32) -> [u8; 4] {
     (ifindex.wrapping_mul(COPIES as u32) + copy as u32).to_ne_bytes()
 }
 
-/// `struct port`.
-pub(super) fn port(port: &Port) -> [u8; PORT_BYTES] {
+/// `near_place`.
+pub(super) fn near_place(address: MacAddr) -> usize {
+    /// `64 - NEAR_SHIFT`.
+    const BITS: u32 = limits::NEAR_STATIONS.ilog2();
+    let key = u64::from_ne_bytes(mac(address));
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - BITS)) as usize
+}
+
+/// `struct near_station`.
+pub(super) fn near_station(address: MacAddr, port: PortId, activity: u32) -> [u8; NEAR_STATION_BYTES] {
+    Fields::new().bytes(&mac(address)).bytes(&station(port, activity)).bytes
+}
+
+/// `struct near`.
+pub(super) fn near(ifindex: u32, port: PortId) -> [u8; NEAR_BYTES] {
+    Fields::new().u32(ifindex).u32(u32::from(port.0)).bytes
+}
+
+/// `struct port`; `station` is the only one behind it, with its activity index.
+pub(super) fn port(port: &Port, station: Option<(MacAddr, u32)>) -> [u8; PORT_BYTES] {
     let kind = match port.kind {
         PortKind::Pod => 1,
         PortKind::Uplink => 2,
@@ -84,7 +106,8 @@ pub(super) fn port(port: &Port) -> [u8; PORT_BYTES] {
     let flags = [port.forwarding, port.learning, port.isolated, port.partial_checksums, repeated, port.peer];
     let flags = flags.iter().enumerate().fold(0, |all, (bit, &flag)| all | u32::from(flag) << bit);
     let fields = Fields::new().bytes(&mac(port.router_mac)).u32(port.ifindex).u32(kind).u32(flags);
-    fields.u32(port.mtu).u32(port.max_frame).bytes
+    let (key, activity) = station.map_or(([0; 8], 0), |(address, activity)| (mac(address), activity));
+    fields.u32(port.mtu).u32(port.max_frame).u32(activity).bytes(&key).bytes
 }
 
 /// `struct adjacency`.
@@ -224,13 +247,15 @@ mod tests {
             ("MAX_NEXT_HOPS", limits::MAX_NEXT_HOPS),
             ("MAX_CLUSTER_CIDRS", limits::MAX_CLUSTER_CIDRS),
             ("HEARTBEAT_STALE_MS", limits::HEARTBEAT_STALE_MS as usize),
+            ("NEAR_STATIONS", limits::NEAR_STATIONS),
+            ("NEAR_INTERFACES", limits::NEAR_INTERFACES),
             ("TABLES_STALE_MS", limits::TABLES_STALE_MS as usize),
         ];
         for (name, value) in limits {
             assert_eq!(define(header, name), value as u64, "{name}");
         }
         let defines = header.lines().filter(|line| line.starts_with("#define MAX_")).count();
-        assert_eq!(defines + 2, limits.len(), "every limit of the header is compared");
+        assert_eq!(defines + 4, limits.len(), "every limit of the header is compared");
     }
 
     #[test]

@@ -79,8 +79,10 @@ pub(super) fn native() -> Result<(OwnedFd, MirroredMaps, PlainMaps), BpfError> {
     let shared = |map: &libbpf_rs::MapMut<'_>| handle(map).map(Arc::new);
     let mirrored = MirroredMaps {
         generations: shared(&maps.generations)?,
+        near_interfaces: shared(&maps.near_interfaces)?,
         interfaces: shared(&maps.interfaces)?,
         ports: shared(&maps.ports)?,
+        near_stations: shared(&maps.near_stations)?,
         fdb: shared(&maps.fdb)?,
         hosts4: shared(&maps.hosts4)?,
         hosts6: shared(&maps.hosts6)?,
@@ -117,8 +119,10 @@ macro_rules! load_over {
         let plain: &PlainMaps = $plain;
         let shared = [
             (&mut maps.generations, mirrored.generations.as_fd()),
+            (&mut maps.near_interfaces, mirrored.near_interfaces.as_fd()),
             (&mut maps.interfaces, mirrored.interfaces.as_fd()),
             (&mut maps.ports, mirrored.ports.as_fd()),
+            (&mut maps.near_stations, mirrored.near_stations.as_fd()),
             (&mut maps.fdb, mirrored.fdb.as_fd()),
             (&mut maps.hosts4, mirrored.hosts4.as_fd()),
             (&mut maps.hosts6, mirrored.hosts6.as_fd()),

@@ -32,15 +32,18 @@ const HANDLE: u32 = 1;
 /// An attached tc program.
 #[derive(Debug)]
 pub(super) enum TcLink {
-    /// Detached by closing it.
-    Tcx { _link: OwnedFd },
+    /// Goes with the process.
+    Tcx { link: OwnedFd },
     /// Detached by request.
     Clsact { filter: TcHook, own_qdisc: bool },
 }
 
 impl Drop for TcLink {
     fn drop(&mut self) {
-        let TcLink::Clsact { filter, own_qdisc } = self else { return };
+        let (filter, own_qdisc) = match self {
+            TcLink::Tcx { link } => return sys::detach_link(link.as_fd()),
+            TcLink::Clsact { filter, own_qdisc } => (filter, own_qdisc),
+        };
         // The interface may be gone, and the filter with it.
         if let Err(error) = filter.detach() {
             tracing::debug!(%error, "removing the tc filter");
@@ -71,7 +74,7 @@ impl Steering {
         let kind = self.tc_kind;
         let program = self.repeat_program(name)?.as_fd();
         let link = match kind {
-            TcKind::Tcx => sys::create_tcx_link(program, ifindex).map(|link| TcLink::Tcx { _link: link }),
+            TcKind::Tcx => sys::create_tcx_link(program, ifindex).map(|link| TcLink::Tcx { link }),
             TcKind::Clsact => attach_filter(program, ifindex),
         };
         let link = link.map_err(|error| explain(error, ifindex, name))?;

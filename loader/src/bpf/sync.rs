@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use podlane_dataplane::table::Tables;
+use podlane_dataplane::{MacAddr, PortId, limits};
 
 use super::error::BpfError;
 use super::generation::Generations;
@@ -211,8 +212,10 @@ pub(super) fn check_sizes(map: &MapHandle, key: usize, value: usize) -> Result<(
 #[derive(Debug)]
 pub(super) struct MirroredMaps {
     pub generations: Arc<MapHandle>,
+    pub near_interfaces: Arc<MapHandle>,
     pub interfaces: Arc<MapHandle>,
     pub ports: Arc<MapHandle>,
+    pub near_stations: Arc<MapHandle>,
     pub fdb: Arc<MapHandle>,
     pub hosts4: Arc<MapHandle>,
     pub hosts6: Arc<MapHandle>,
@@ -235,8 +238,10 @@ pub(super) struct Mirrored {
 #[derive(Debug)]
 struct Snapshot {
     copy: usize,
+    near_interfaces: Slots<{ layout::NEAR_BYTES }>,
     interfaces: Keyed<4, 4>,
     ports: Slots<{ layout::PORT_BYTES }>,
+    near_stations: Slots<{ layout::NEAR_STATION_BYTES }>,
     fdb: Keyed<8, 8>,
     hosts4: Keyed<8, 4>,
     hosts6: Keyed<20, 4>,
@@ -252,8 +257,10 @@ struct Snapshot {
 /// The changes of every table.
 #[derive(Default)]
 struct Plan {
+    near_interfaces: SlotChanges<{ layout::NEAR_BYTES }>,
     interfaces: Changes<4, 4>,
     ports: SlotChanges<{ layout::PORT_BYTES }>,
+    near_stations: SlotChanges<{ layout::NEAR_STATION_BYTES }>,
     fdb: Changes<8, 8>,
     hosts4: Changes<8, 4>,
     hosts6: Changes<20, 4>,
@@ -290,8 +297,10 @@ impl Snapshot {
     fn new(maps: &MirroredMaps, copy: usize) -> Result<Self, BpfError> {
         Ok(Snapshot {
             copy,
+            near_interfaces: Slots::new(&maps.near_interfaces, "interfaces", copy)?,
             interfaces: Keyed::new(&maps.interfaces, "interfaces")?,
             ports: Slots::new(&maps.ports, "ports", copy)?,
+            near_stations: Slots::new(&maps.near_stations, "MAC addresses", copy)?,
             fdb: Keyed::new(&maps.fdb, "MAC addresses in the forwarding database")?,
             hosts4: Keyed::new(&maps.hosts4, "IPv4 neighbours")?,
             hosts6: Keyed::new(&maps.hosts6, "IPv6 neighbours")?,
@@ -310,13 +319,18 @@ impl Snapshot {
         let copy = self.copy;
         let last = self.last.take();
         let last = last.as_ref();
-        if !last.is_some_and(|last| Arc::ptr_eq(&last.ports, &tables.ports)) {
+        let same_ports = last.is_some_and(|last| Arc::ptr_eq(&last.ports, &tables.ports));
+        if !same_ports || !last.is_some_and(|last| Arc::ptr_eq(&last.fdb, &tables.fdb)) {
+            let stations = only_stations(tables);
             let count = tables.ports.iter().last().map_or(0, |(id, _)| id.index() + 1);
             let mut slots = vec![[0; layout::PORT_BYTES]; count];
             for (id, port) in tables.ports.iter() {
-                slots[id.index()] = layout::port(port);
+                slots[id.index()] = layout::port(port, stations.get(&id).copied().flatten());
             }
             plan.ports = self.ports.plan(slots.into_iter())?;
+        }
+        if !same_ports {
+            plan.near_interfaces = self.near_interfaces.plan(near_interfaces(tables).into_iter())?;
             let numbers =
                 tables.ports.iter().map(|(id, port)| (layout::interface(copy, port.ifindex), index(u32::from(id.0))));
             plan.interfaces = self.interfaces.plan(numbers)?;
@@ -327,6 +341,7 @@ impl Snapshot {
                 .iter()
                 .map(|(mac, entry)| (layout::station_key(copy, mac), layout::station(entry.port, entry.activity)));
             plan.fdb = self.fdb.plan(entries)?;
+            plan.near_stations = self.near_stations.plan(near_stations(tables).into_iter())?;
         }
         if !last.is_some_and(|last| Arc::ptr_eq(&last.hosts, &tables.hosts)) {
             let hosts = tables.hosts.iter4();
@@ -357,11 +372,13 @@ impl Snapshot {
     /// Nobody reads this copy, so the order does not matter.
     fn put(&mut self, plan: &mut Plan, writes: &mut Writes) -> Result<(), BpfError> {
         self.ports.put(&plan.ports, writes)?;
+        self.near_interfaces.put(&plan.near_interfaces, writes)?;
         self.adjacencies.put(&plan.adjacencies, writes)?;
         self.next_hops.put(&plan.next_hops, writes)?;
         self.hosts4.put(&mut plan.hosts4, writes)?;
         self.hosts6.put(&mut plan.hosts6, writes)?;
         self.fdb.put(&mut plan.fdb, writes)?;
+        self.near_stations.put(&plan.near_stations, writes)?;
         self.fib4.put(&mut plan.fib4, writes)?;
         self.fib6.put(&mut plan.fib6, writes)?;
         self.node.put(&plan.node, writes)?;
@@ -369,9 +386,11 @@ impl Snapshot {
     }
 
     fn remove(&mut self, plan: &mut Plan, writes: &mut Writes) -> Result<(), BpfError> {
+        self.near_interfaces.clear(&plan.near_interfaces, writes)?;
         self.interfaces.remove(&mut plan.interfaces, writes)?;
         self.fib6.remove(&mut plan.fib6, writes)?;
         self.fib4.remove(&mut plan.fib4, writes)?;
+        self.near_stations.clear(&plan.near_stations, writes)?;
         self.fdb.remove(&mut plan.fdb, writes)?;
         self.hosts6.remove(&mut plan.hosts6, writes)?;
         self.hosts4.remove(&mut plan.hosts4, writes)?;
@@ -380,6 +399,39 @@ impl Snapshot {
         self.adjacencies.clear(&plan.adjacencies, writes)?;
         self.ports.clear(&plan.ports, writes)
     }
+}
+
+/// The stations behind each port: the only one with its activity index, or `None` for several.
+fn only_stations(tables: &Tables) -> HashMap<PortId, Option<(MacAddr, u32)>> {
+    let mut stations = HashMap::new();
+    for (mac, entry) in tables.fdb.iter() {
+        stations.entry(entry.port).and_modify(|station| *station = None).or_insert(Some((mac, entry.activity)));
+    }
+    stations
+}
+
+/// Slots of [`limits::NEAR_INTERFACES`]: the first port that has a slot keeps it.
+fn near_interfaces(tables: &Tables) -> Vec<[u8; layout::NEAR_BYTES]> {
+    let mut slots = vec![[0; layout::NEAR_BYTES]; limits::NEAR_INTERFACES];
+    for (id, port) in tables.ports.iter() {
+        let slot = &mut slots[port.ifindex as usize % limits::NEAR_INTERFACES];
+        if *slot == [0; layout::NEAR_BYTES] {
+            *slot = layout::near(port.ifindex, id);
+        }
+    }
+    slots
+}
+
+/// The same for MAC addresses: the first one that has a place keeps it.
+fn near_stations(tables: &Tables) -> Vec<[u8; layout::NEAR_STATION_BYTES]> {
+    let mut places = vec![[0; layout::NEAR_STATION_BYTES]; limits::NEAR_STATIONS];
+    for (mac, entry) in tables.fdb.iter() {
+        let place = &mut places[layout::near_place(mac)];
+        if *place == [0; layout::NEAR_STATION_BYTES] {
+            *place = layout::near_station(mac, entry.port, entry.activity);
+        }
+    }
+    places
 }
 
 fn index(value: u32) -> [u8; 4] {

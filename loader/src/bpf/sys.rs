@@ -52,6 +52,16 @@ fn create(program: BorrowedFd<'_>, ifindex: i32, kind: libbpf_sys::bpf_attach_ty
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Detaches a link now, even where a process that is being started still has a copy of the descriptor for a moment. An
+/// interface that is gone has none any more; that is no error.
+pub(super) fn detach_link(link: BorrowedFd<'_>) {
+    // SAFETY: no pointers; the descriptor is open during the call.
+    let result = unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) };
+    if result < 0 {
+        tracing::debug!(error = %io::Error::from_raw_os_error(-result), "detaching a program");
+    }
+}
+
 /// Makes a clsact qdisc on interface `ifindex`. Says whether it is new.
 ///
 /// # Errors

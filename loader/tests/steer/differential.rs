@@ -43,13 +43,14 @@ impl Random {
     }
 }
 
-const MACS: [MacAddr; 8] = [POD_A, POD_B, POD_C, BRIDGE_MAC, UPLINK_MAC, OTHER_NODE, NOBODY, MacAddr::BROADCAST];
+const MACS: [MacAddr; 9] =
+    [POD_A, POD_B, POD_C, BRIDGE_MAC, UPLINK_MAC, OTHER_NODE, NOBODY, MacAddr::BROADCAST, MacAddr::ZERO];
 
 fn random_tables(random: &mut Random, ifindexes: [u32; 4]) -> Tables {
     let ports: Vec<_> =
         INGRESS.into_iter().zip(ifindexes).map(|(id, ifindex)| (id, random_port(random, id, ifindex))).collect();
     let entry = |port| FdbEntry { port, is_static: false, activity: 0 };
-    let fdb: Vec<_> = MACS.iter().map(|&mac| (mac, entry(PortId(random.below(5) as u16)))).collect();
+    let fdb: Vec<_> = MACS[..8].iter().map(|&mac| (mac, entry(PortId(random.below(5) as u16)))).collect();
     let fdb: Vec<_> = fdb.into_iter().filter(|_| !random.one_in(6)).collect();
     let link = |random: &mut Random| random.pick(&[LinkId::BRIDGE, LinkId::uplink(UPLINK)]);
     let mut hosts = HostTable::default();
