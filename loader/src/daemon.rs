@@ -139,6 +139,8 @@ pub struct Daemon {
     compiler: Compiler,
     pub(crate) ports: Ports,
     policy: PathPolicy,
+    /// Whether the BPF maps hold the current snapshot.
+    in_force: bool,
     host_port: HostPort,
     pub(crate) wanted: Wanted,
     switches: Switches,
@@ -209,6 +211,7 @@ impl Daemon {
             compiler: Compiler::new(),
             ports: Ports::new(mode, host),
             policy,
+            in_force: false,
             host_port,
             wanted: Wanted::default(),
             switches: Switches::default(),
@@ -238,7 +241,10 @@ impl Daemon {
         let generation = self.tables().generation;
         tracing::info!("podlane is ready: {ports} ports, workers: {}, tables {generation}", self.config.workers());
         loop {
-            self.steering.vouch(clock::coarse_ns());
+            // An older snapshot that could not be replaced must not be trusted; workers judge by the newer one.
+            if self.in_force {
+                self.steering.vouch(clock::coarse_ns());
+            }
             self.wait(&signals)?;
             let mut byte = [0; 16];
             if matches!(signals.read(&mut byte), Ok(count) if count > 0) {
@@ -292,6 +298,8 @@ impl Daemon {
             // A port that was closed only to be opened anew (its queues changed) can be opened now.
             if self.reconcile() {
                 self.publish(Changes::NONE)?;
+                let Some(engine) = &mut self.engine else { return Ok(()) };
+                self.ports.finish(engine, &mut self.steering, &mut self.kernel);
             }
         }
         if changes.intersects(Changes::LINKS) {
@@ -367,7 +375,9 @@ impl Daemon {
         // The workers first: what the program steers by older maps they judge by newer tables, and a frame that they do
         // not forward any more goes to the kernel.
         self.publisher.publish(compiled.tables);
-        match self.steering.sync(&self.publisher.current()) {
+        let synced = self.steering.sync(&self.publisher.current());
+        self.in_force = synced.is_ok();
+        match synced {
             Ok(_) => Ok(()),
             Err(BpfError::Full { .. }) => {
                 self.notes.push("the BPF maps are full; what does not fit passes to the kernel".to_owned());
