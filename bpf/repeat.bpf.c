@@ -147,9 +147,9 @@ static __always_inline int tables_are_stale(const struct snapshot *snapshot, str
 }
 
 /* Hands the socket buffer on. */
-static __always_inline int forward(struct __sk_buff *skb, const struct packet *packet, struct counters *count)
+static __always_inline int forward(struct __sk_buff *skb, const struct port *to, const struct packet *packet,
+				   struct counters *count)
 {
-	const struct port *to = packet->to;
 	struct counters *out = bpf_map_lookup_elem(&counters, &packet->egress);
 	long verdict;
 
@@ -174,6 +174,8 @@ SEC("tc")
 int podlane_repeat(struct __sk_buff *skb)
 {
 	const struct port *from = NULL;
+	struct adjacency adjacency = {};
+	struct port to = {};
 	struct snapshot snapshot;
 	struct counters *count;
 	struct packet packet;
@@ -200,22 +202,27 @@ int podlane_repeat(struct __sk_buff *skb)
 		reason = measure_segments(skb, &head, &packet);
 	if (reason == ADMIT)
 		reason = decide(&snapshot, &head, &packet, ingress, from);
+	/* Everything that is needed of the snapshot is taken out of it before it is asked whether it was whole. */
+	if (reason == ADMIT && packet.to)
+		to = *packet.to;
+	if (reason == ADMIT && packet.adjacency)
+		adjacency = *packet.adjacency;
 	if (is_torn(&snapshot))
 		return next(count, PASS_TABLES_CHANGED);
 	if (reason != ADMIT)
 		return next(count, reason);
 	if (tables_are_stale(&snapshot, count))
 		return next(count, PASS_TABLES_STALE);
-	if (!packet.to)
+	if (!to.ifindex)
 		return next(count, PASS_PORT_STATE);
 	if (packet.sender_activity != NOBODY)
 		touch(&snapshot, packet.sender_activity);
-	if (packet.adjacency) {
-		touch(&snapshot, packet.adjacency->activity);
-		if (rewrite(skb, &head, packet.adjacency))
+	if (adjacency.present) {
+		touch(&snapshot, adjacency.activity);
+		if (rewrite(skb, &head, &adjacency))
 			return next(count, PASS_PORT_STATE);
 	}
-	return forward(skb, &packet, count);
+	return forward(skb, &to, &packet, count);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

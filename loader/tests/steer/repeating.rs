@@ -120,10 +120,11 @@ fn detaching_leaves_nothing() {
 
 /// Whether a datagram from pod A reached pod B within a moment.
 fn arrives(node: &Node) -> bool {
-    let receiver = node.pods[1].enter(|| std::net::UdpSocket::bind((ip4(1, 11), 7000)).unwrap());
+    let receiver = node.pods[1].enter(|| std::net::UdpSocket::bind((ip4(1, 11), 0)).unwrap());
+    let port = receiver.local_addr().unwrap().port();
     receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     node.pods[0].enter(|| {
-        std::net::UdpSocket::bind((ip4(1, 10), 0)).unwrap().send_to(b"hello", (ip4(1, 11), 7000)).unwrap();
+        std::net::UdpSocket::bind((ip4(1, 10), 0)).unwrap().send_to(b"hello", (ip4(1, 11), port)).unwrap();
     });
     receiver.recv(&mut [0; 16]).is_ok()
 }
