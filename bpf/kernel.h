@@ -52,10 +52,9 @@ struct xdp_md {
 	__u32 egress_ifindex;
 };
 
-/* What a tc program answers (enum tcx_action_base; the same numbers as clsact's TC_ACT_UNSPEC and TC_ACT_REDIRECT). */
+/* What a tc program answers that leaves a packet alone (enum tcx_action_base; the same number as clsact's TC_ACT_UNSPEC). */
 enum {
 	TCX_NEXT = -1,
-	TCX_REDIRECT = 7,
 };
 
 enum {

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::check;
-use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, Settings};
+use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, PathChoice, Settings};
 use crate::control;
 
 /// The command was carried out.
@@ -65,7 +65,7 @@ struct StatusOptions {
 #[derive(Debug, Args)]
 struct PathOptions {
     /// Through AF_XDP and a worker, repeated in the kernel, or whichever suits each port
-    #[arg(value_name = "PATH", value_parser = ["af_xdp", "kernel", "auto"])]
+    #[arg(value_name = "PATH", value_parser = PathChoice::words())]
     path: String,
     /// Only these ports, by interface [default: all, and forget what was said of single ones]
     #[arg(value_name = "IFACE")]
@@ -104,7 +104,7 @@ struct NodeOptions {
     cluster_cidr: Vec<String>,
     /// How frames are forwarded: through AF_XDP and a worker, repeated in the kernel, or whichever suits each port [default:
     /// af_xdp]
-    #[arg(long, value_name = "PATH", value_parser = ["af_xdp", "kernel", "auto"])]
+    #[arg(long, value_name = "PATH", value_parser = PathChoice::words())]
     path: Option<String>,
     /// The path of one port, such as veth0=kernel; may be repeated
     #[arg(long, value_name = "IFACE=PATH", value_delimiter = ',')]
@@ -345,7 +345,8 @@ mod tests {
     #[test]
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
-                    --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f --path auto --port-path a=kernel";
+                    --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f \
+                    --path auto --port-path a=kernel";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!(options.config, Some("f".into()));

@@ -17,7 +17,6 @@ use super::XdpMode;
 /// # Errors
 /// The kernel's (`net/core/dev.c`, `dev_xdp_attach`).
 pub(super) fn create_link(program: BorrowedFd<'_>, ifindex: u32, mode: XdpMode) -> io::Result<OwnedFd> {
-    let ifindex = i32::try_from(ifindex).map_err(|_| io::Error::from_raw_os_error(nix::libc::EINVAL))?;
     let flags = match mode {
         XdpMode::Native => libbpf_sys::XDP_FLAGS_DRV_MODE,
         XdpMode::Generic => libbpf_sys::XDP_FLAGS_SKB_MODE,
@@ -33,11 +32,16 @@ pub(super) fn create_link(program: BorrowedFd<'_>, ifindex: u32, mode: XdpMode) 
 /// # Errors
 /// The kernel's (`kernel/bpf/tcx.c`, `tcx_link_attach`).
 pub(super) fn create_tcx_link(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
-    let ifindex = i32::try_from(ifindex).map_err(|_| io::Error::from_raw_os_error(nix::libc::EINVAL))?;
     create(program, ifindex, libbpf_sys::BPF_TCX_INGRESS, 0)
 }
 
-fn create(program: BorrowedFd<'_>, ifindex: i32, kind: libbpf_sys::bpf_attach_type, flags: u32) -> io::Result<OwnedFd> {
+/// As libbpf wants an interface's index.
+fn signed(ifindex: u32) -> io::Result<i32> {
+    i32::try_from(ifindex).map_err(|_| io::Error::from_raw_os_error(nix::libc::EINVAL))
+}
+
+fn create(program: BorrowedFd<'_>, ifindex: u32, kind: libbpf_sys::bpf_attach_type, flags: u32) -> io::Result<OwnedFd> {
+    let ifindex = signed(ifindex)?;
     let options = libbpf_sys::bpf_link_create_opts {
         sz: size_of::<libbpf_sys::bpf_link_create_opts>() as _,
         flags,
@@ -67,7 +71,7 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) {
 /// # Errors
 /// The kernel's.
 pub(super) fn create_clsact(ifindex: u32) -> io::Result<bool> {
-    let ifindex = i32::try_from(ifindex).map_err(|_| io::Error::from_raw_os_error(nix::libc::EINVAL))?;
+    let ifindex = signed(ifindex)?;
     let mut hook = libbpf_sys::bpf_tc_hook {
         sz: size_of::<libbpf_sys::bpf_tc_hook>() as _,
         ifindex,

@@ -77,17 +77,18 @@ pub enum PathChoice {
 }
 
 impl PathChoice {
-    /// The words for them.
+    /// The words for them, in the order of their definition.
     pub const WORDS: [(&'static str, PathChoice); 3] =
         [("af_xdp", PathChoice::AfXdp), ("kernel", PathChoice::Kernel), ("auto", PathChoice::Auto)];
 
+    /// The words alone.
+    pub fn words() -> [&'static str; 3] {
+        Self::WORDS.map(|(word, _)| word)
+    }
+
     /// Its word.
     pub fn word(self) -> &'static str {
-        match self {
-            PathChoice::AfXdp => "af_xdp",
-            PathChoice::Kernel => "kernel",
-            PathChoice::Auto => "auto",
-        }
+        Self::words()[self as usize]
     }
 }
 

@@ -266,3 +266,8 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_path_has_its_own_word() {
+    assert!(PathChoice::WORDS.iter().all(|(word, choice)| choice.word() == *word));
+}
