@@ -24,8 +24,8 @@ use podlane_dataplane::{MacAddr, PortId, limits};
 const KEYS: usize = 1 << 15;
 const ROUTES: [usize; 4] = [10, 1_000, 15_000, 200_000];
 const PODS: u16 = 100;
-const BRIDGE_MAC: MacAddr = MacAddr([2, 0xcb, 0, 0, 0, 0]);
-const UPLINK_MAC: MacAddr = MacAddr([2, 0xee, 0, 0, 0, 0]);
+const BRIDGE_MAC: MacAddr = MacAddr::new([2, 0xcb, 0, 0, 0, 0]);
+const UPLINK_MAC: MacAddr = MacAddr::new([2, 0xee, 0, 0, 0, 0]);
 const UPLINK: PortId = PortId(PODS);
 
 /// A xorshift generator: the same numbers on every run.
@@ -155,7 +155,7 @@ fn fib(criterion: &mut Criterion) {
 
 fn pod_mac(pod: u16) -> MacAddr {
     let [high, low] = pod.to_be_bytes();
-    MacAddr([2, 0, 10, 244, high, low])
+    MacAddr::new([2, 0, 10, 244, high, low])
 }
 
 fn pod_address4(pod: u16) -> Ipv4Addr {
@@ -186,7 +186,7 @@ fn node() -> Tables {
     let fdb_entry = |pod| FdbEntry { port: PortId(pod), is_static: false, activity: u32::from(pod) };
     let mut hosts = HostTable::default();
     let mut adjacencies =
-        vec![Adjacency { port: UPLINK, destination: MacAddr([2; 6]), source: UPLINK_MAC, activity: 0 }];
+        vec![Adjacency { port: UPLINK, destination: MacAddr::new([2; 6]), source: UPLINK_MAC, activity: 0 }];
     for pod in 0..PODS {
         hosts.insert4(LinkId::BRIDGE, pod_address4(pod), adjacencies.len() as u32);
         hosts.insert6(LinkId::BRIDGE, pod_address6(pod), adjacencies.len() as u32);
@@ -223,7 +223,7 @@ fn frame(destination_mac: MacAddr, source_mac: MacAddr, addresses: (&[u8], &[u8]
     let (source, destination) = addresses;
     let payload = 22_u16;
     let l4_bytes = 8 + payload;
-    let mut frame = [&destination_mac.0[..], &source_mac.0].concat();
+    let mut frame = [&destination_mac.octets()[..], &source_mac.octets()].concat();
     if source.len() == 4 {
         frame.extend([0x08, 0x00, 0x45, 0, 0, 20 + l4_bytes as u8, 0, 0, 0x40, 0, 64, 17, 0, 0]);
         frame.extend([source, destination].concat());
@@ -287,7 +287,7 @@ fn batches(random: &mut Random) -> Vec<(&'static str, PortId, Vec<Vec<u8>>)> {
         UPLINK,
         Box::new(|| {
             let pod = other(random);
-            frame(UPLINK_MAC, MacAddr([2; 6]), (&[10, 0, 9, 9], &pod_address4(pod).octets()))
+            frame(UPLINK_MAC, MacAddr::new([2; 6]), (&[10, 0, 9, 9], &pod_address4(pod).octets()))
         }),
     );
     batch(
@@ -296,7 +296,7 @@ fn batches(random: &mut Random) -> Vec<(&'static str, PortId, Vec<Vec<u8>>)> {
         Box::new(|| {
             let pod = other(random);
             let far = (0xfd00_0010_0244_u128 << 80) + (9 << 64) + 9;
-            frame(UPLINK_MAC, MacAddr([2; 6]), (&far.to_be_bytes(), &pod_address6(pod).octets()))
+            frame(UPLINK_MAC, MacAddr::new([2; 6]), (&far.to_be_bytes(), &pod_address6(pod).octets()))
         }),
     );
     batches

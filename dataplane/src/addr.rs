@@ -3,46 +3,60 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// An IEEE 802 MAC address, in the order its bytes have on the wire.
+/// An IEEE 802 MAC address: the low 48 bits of an integer, first byte of the wire highest, so that it is compared, hashed
+/// and copied in one piece.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct MacAddr(pub [u8; 6]);
+pub struct MacAddr(u64);
 
 impl MacAddr {
     /// `ff:ff:ff:ff:ff:ff`.
-    pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
+    pub const BROADCAST: MacAddr = MacAddr::new([0xff; 6]);
     /// `00:00:00:00:00:00`, which no station may have.
-    pub const ZERO: MacAddr = MacAddr([0; 6]);
+    pub const ZERO: MacAddr = MacAddr(0);
+    /// The group bit of the first byte (IEEE 802-2014, 8.2.2).
+    const GROUP: u64 = 1 << 40;
 
-    /// True for multicast and broadcast addresses: the group bit of the first byte (IEEE 802-2014, 8.2.2).
+    /// From the bytes in the order of the wire.
+    #[inline]
+    pub const fn new([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        MacAddr(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+    }
+
+    /// The bytes in the order of the wire.
+    #[inline]
+    pub const fn octets(self) -> [u8; 6] {
+        let [_, _, a, b, c, d, e, f] = self.0.to_be_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// True for multicast and broadcast addresses.
     #[inline]
     pub const fn is_group(self) -> bool {
-        self.0[0] & 1 != 0
+        self.0 & Self::GROUP != 0
     }
 
     /// True for an address that a single station can send from: not a group address and not all zeros.
     #[inline]
     pub const fn is_station(self) -> bool {
-        !self.is_group() && self.to_u64() != 0
+        !self.is_group() && self.0 != 0
     }
 
-    /// The address as the low 48 bits of an integer, first byte highest; cheap to hash and compare.
+    /// The address as the low 48 bits of an integer, first byte highest.
     #[inline]
     pub const fn to_u64(self) -> u64 {
-        let [a, b, c, d, e, f] = self.0;
-        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+        self.0
     }
 
     /// The inverse of [`MacAddr::to_u64`]; the highest 16 bits are ignored.
     #[inline]
     pub const fn from_u64(value: u64) -> Self {
-        let [_, _, a, b, c, d, e, f] = value.to_be_bytes();
-        MacAddr([a, b, c, d, e, f])
+        MacAddr(value & 0xffff_ffff_ffff)
     }
 }
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, f] = self.0;
+        let [a, b, c, d, e, f] = self.octets();
         write!(out, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
     }
 }
@@ -72,7 +86,7 @@ impl FromStr for MacAddr {
             }
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
-        if parts.next().is_some() { Err(bad()) } else { Ok(MacAddr(bytes)) }
+        if parts.next().is_some() { Err(bad()) } else { Ok(MacAddr::new(bytes)) }
     }
 }
 

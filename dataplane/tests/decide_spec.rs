@@ -164,17 +164,17 @@ fn specified(world: &World, ingress: PortId, frame: &[u8]) -> Outcome {
         return Err(PassReason::OutsideCluster);
     }
     if is_repeated && from.kind == PortKind::Pod && from.learning {
-        let source = MacAddr(admitted.ethernet.source);
+        let source = MacAddr::new(admitted.ethernet.source);
         let sender = world.fdb.iter().rfind(|(mac, _)| *mac == source);
         if sender.is_none_or(|(_, entry)| entry.port != ingress) {
             return Err(PassReason::UnknownSource);
         }
     }
     let frame_bytes = frame.len() as u32;
-    let (port, used) = if admitted.ethernet.destination == from.router_mac.0 {
+    let (port, used) = if admitted.ethernet.destination == from.router_mac.octets() {
         let adjacency = route(world, ingress, from, &admitted.ip, frame_bytes)?;
-        admitted.ethernet.destination = adjacency.destination.0;
-        admitted.ethernet.source = adjacency.source.0;
+        admitted.ethernet.destination = adjacency.destination.octets();
+        admitted.ethernet.source = adjacency.source.octets();
         match &mut admitted.ip {
             Ip::V4(header) => {
                 header.time_to_live -= 1;
@@ -184,7 +184,7 @@ fn specified(world: &World, ingress: PortId, frame: &[u8]) -> Outcome {
         }
         (adjacency.port, adjacency.activity)
     } else if from.kind == PortKind::Pod {
-        bridge(world, ingress, from, MacAddr(admitted.ethernet.destination), frame_bytes)?
+        bridge(world, ingress, from, MacAddr::new(admitted.ethernet.destination), frame_bytes)?
     } else {
         return Err(PassReason::UnknownMac);
     };

@@ -22,8 +22,8 @@ fn check_postconditions(bytes: &[u8], headers: &Headers) -> Result<(), TestCaseE
     let l4_offset = usize::from(headers.l4_offset);
     prop_assert!(ETHERNET_BYTES + l3_bytes <= headers.frame_bytes as usize);
     prop_assert!(headers.source_mac.is_station() && !headers.destination_mac.is_group());
-    prop_assert_eq!(&bytes[..6], &headers.destination_mac.0);
-    prop_assert_eq!(&bytes[6..12], &headers.source_mac.0);
+    prop_assert_eq!(&bytes[..6], &headers.destination_mac.octets());
+    prop_assert_eq!(&bytes[6..12], &headers.source_mac.octets());
     let l4_bytes = ETHERNET_BYTES + l3_bytes - l4_offset;
     let least = match headers.protocol {
         6 => 20,
@@ -53,7 +53,7 @@ fn digest(bytes: &[u8], frame_bytes: u32) -> Result<bool, TestCaseError> {
     let Ok(headers) = parse(bytes, frame_bytes) else { return Ok(false) };
     check_postconditions(bytes, &headers)?;
     let mut routed = bytes.to_vec();
-    rewrite::route(&mut routed, &headers, MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2]));
+    rewrite::route(&mut routed, &headers, MacAddr::new([2, 0, 0, 0, 0, 1]), MacAddr::new([2, 0, 0, 0, 0, 2]));
     let ttl = if headers.l4_offset == 34 { 22 } else { 21 };
     prop_assert_eq!(routed[ttl], bytes[ttl] - 1);
     // Behind the IP header nothing changes, and inside of it only the TTL and IPv4's checksum.

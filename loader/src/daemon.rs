@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use podlane_dataplane::afxdp::{Heartbeats, clock};
+use podlane_dataplane::afxdp::{Heartbeats, PRIORITY_STEPS, clock};
 use podlane_dataplane::limits;
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
 
@@ -101,7 +101,7 @@ fn catch_signals() -> Result<UnixStream, std::io::Error> {
 /// raised as a whole; but only if the session is our own, as a service's is, and not a shell's.
 fn raise_session() {
     let own = nix::unistd::getsid(None).is_ok_and(|session| session == nix::unistd::getpid());
-    if own && let Err(error) = std::fs::write("/proc/self/autogroup", "-20") {
+    if own && let Err(error) = std::fs::write("/proc/self/autogroup", format!("-{PRIORITY_STEPS}")) {
         tracing::debug!(%error, "raising the session's priority; the kernel may not have it");
     }
 }

@@ -128,7 +128,7 @@ impl Kernel {
         message.header.ifindex = ifindex;
         message.header.state = NeighbourState::Reachable;
         message.header.flags = NeighbourFlags::Use | NeighbourFlags::Controller;
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets().to_vec()));
         let action = format!("learn {mac} on interface {ifindex}");
         Ok(self.requests.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE, &action)?)
     }
@@ -387,7 +387,8 @@ fn alias_of(instance: &str) -> String {
 /// Ours are: veths with this instance's alias; and, if the daemon was killed before it could set that, veths without any
 /// alias that have the host port's MAC address.
 fn check_ours(link: &Link, instance: &str) -> Result<(), KernelError> {
-    let marked = link.alias == alias_of(instance) || link.alias.is_empty() && link.mac.0.starts_with(&HOST_PORT_MAC);
+    let marked =
+        link.alias == alias_of(instance) || link.alias.is_empty() && link.mac.octets().starts_with(&HOST_PORT_MAC);
     if link.kind == LinkKind::Veth && marked {
         return Ok(());
     }
@@ -593,7 +594,7 @@ mod tests {
     use super::*;
 
     fn link(kind: LinkKind, alias: &str, mac: [u8; 6]) -> Link {
-        Link { name: "podlane0".into(), kind, alias: alias.into(), mac: MacAddr(mac), ..Link::default() }
+        Link { name: "podlane0".into(), kind, alias: alias.into(), mac: MacAddr::new(mac), ..Link::default() }
     }
 
     #[test]

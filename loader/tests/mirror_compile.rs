@@ -291,8 +291,8 @@ fn the_lowest_metric_wins_and_its_gateway_must_be_resolved() {
                 assert!(valid, "{state:?}");
                 let adjacency = compiled.tables.adjacencies[index as usize];
                 assert_eq!(adjacency.port, PortId(0));
-                assert_eq!(adjacency.destination, MacAddr([2, 0, 0, 0, 1, 10]));
-                assert_eq!(adjacency.source, MacAddr([2, 0, 0, 0, 0, 0xe0]));
+                assert_eq!(adjacency.destination, MacAddr::new([2, 0, 0, 0, 1, 10]));
+                assert_eq!(adjacency.source, MacAddr::new([2, 0, 0, 0, 0, 0xe0]));
             }
             other => assert!(!valid && other == KERNEL(PassReason::Unresolved), "{state:?} {other:?}"),
         }
@@ -311,7 +311,7 @@ fn a_pod_can_be_the_gateway_and_its_entry_must_lead_to_a_served_port() {
     let compiled = compile(&world, &input());
     let Some(NextHopAction::Gateway(index)) = action(&compiled, "10.5.0.1") else { panic!() };
     assert_eq!(compiled.tables.adjacencies[index as usize].port, PortId(2));
-    assert_eq!(compiled.tables.adjacencies[index as usize].source, MacAddr([2, 0, 0, 0, 0, 0xb0]));
+    assert_eq!(compiled.tables.adjacencies[index as usize].source, MacAddr::new([2, 0, 0, 0, 0, 0xb0]));
     let mut unserved = input();
     unserved.ports.remove(&OTHER_POD);
     let compiled = compile(&world, &unserved);
@@ -369,7 +369,7 @@ fn bridge_features_leave_traffic_to_the_bridge() {
     fdb(&mut world, POD, [2, 1, 1, 1, 1, 4], NeighbourState::Reachable, Some(7));
     fdb(&mut world, BRIDGE, [2, 1, 1, 1, 1, 5], NeighbourState::Permanent, None);
     let compiled = compile(&world, &input());
-    let mut found: Vec<_> = compiled.tables.fdb.iter().map(|(mac, entry)| (mac.0[5], entry.is_static)).collect();
+    let mut found: Vec<_> = compiled.tables.fdb.iter().map(|(mac, entry)| (mac.octets()[5], entry.is_static)).collect();
     found.sort();
     assert_eq!(found, [(1, false), (2, true)]);
     assert_eq!(compiled.tables.routing, Default::default());
@@ -401,12 +401,12 @@ fn a_port_forwards_only_in_the_right_state() {
         let port = compiled.tables.ports.get(PortId(1)).unwrap();
         assert_eq!(port.forwarding, forwards, "{options:?}");
         assert!(port.learning && port.partial_checksums);
-        assert_eq!(port.router_mac, MacAddr([2, 0, 0, 0, 0, 0xb0]));
+        assert_eq!(port.router_mac, MacAddr::new([2, 0, 0, 0, 0, 0xb0]));
     }
     let compiled = compile(&node(), &input());
     let uplink = compiled.tables.ports.get(PortId(0)).unwrap();
     assert!(uplink.forwarding && !uplink.partial_checksums && !uplink.learning);
-    assert_eq!(uplink.router_mac, MacAddr([2, 0, 0, 0, 0, 0xe0]));
+    assert_eq!(uplink.router_mac, MacAddr::new([2, 0, 0, 0, 0, 0xe0]));
 }
 
 #[test]
@@ -473,7 +473,7 @@ fn without_cluster_cidrs_the_bridge_s_networks_are_taken() {
 
 fn station(number: u32) -> MacAddr {
     let [_, a, b, c] = number.to_be_bytes();
-    MacAddr([2, 9, 9, a, b, c])
+    MacAddr::new([2, 9, 9, a, b, c])
 }
 
 #[test]

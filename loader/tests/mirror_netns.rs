@@ -492,7 +492,7 @@ fn learning_is_as_if_the_bridge_had_seen_the_frame() {
         let (one, two) = (index(&mirror, "veth2"), index(&mirror, "veth3"));
         let bridge = index(&mirror, "cbr0");
         let mut kernel = Kernel::open().unwrap();
-        let (text, mac) = ("02:cc:00:00:00:01", MacAddr([2, 0xcc, 0, 0, 0, 1]));
+        let (text, mac) = ("02:cc:00:00:00:01", MacAddr::new([2, 0xcc, 0, 0, 0, 1]));
         let key = FdbKey { bridge, mac, vlan: 0 };
         kernel.learn_fdb(one, mac).unwrap();
         assert!(mirror.read().unwrap().intersects(Changes::FDB));

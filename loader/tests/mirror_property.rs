@@ -86,7 +86,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn mac(number: u8) -> MacAddr {
-    MacAddr([2, 0, 0, 0, 0, number])
+    MacAddr::new([2, 0, 0, 0, 0, number])
 }
 
 fn host(number: u8, v6: bool) -> IpAddr {
@@ -100,7 +100,7 @@ fn link(ifindex: u32, up: bool, member: bool, mtu: u32, number: u8) -> Link {
     Link {
         ifindex,
         name: format!("if{ifindex}"),
-        mac: MacAddr([6, 0, 0, 0, ifindex as u8, number]),
+        mac: MacAddr::new([6, 0, 0, 0, ifindex as u8, number]),
         mtu,
         up,
         carrier: up,

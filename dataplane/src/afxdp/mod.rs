@@ -31,7 +31,7 @@ mod wait;
 
 pub use heartbeat::{Heartbeat, Heartbeats};
 pub use memory::MemoryQueue;
-pub use priority::raise_priority;
+pub use priority::{PRIORITY_STEPS, raise_priority};
 pub use shared::SharedWords;
 pub use socket::{BindError, BindOptions, Socket, SocketHandle, SocketStatistics, XskMode};
 pub use umem::{ClosedSocket, Frame, FrameMemory, Umem, UmemError};

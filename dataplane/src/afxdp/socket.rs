@@ -253,10 +253,12 @@ impl QueueIo for Socket {
         Some(self.fd.as_fd())
     }
 
+    #[inline]
     fn ready(&mut self) -> bool {
         self.rx.available(1) != 0
     }
 
+    #[inline]
     fn receive(&mut self, max_packets: usize, out: &mut Vec<Piece>) -> usize {
         let available = self.rx.available(1);
         self.rx.prefetch(available.min(max_packets as u32));
@@ -290,6 +292,7 @@ impl QueueIo for Socket {
         self.fill.space(RING_ENTRIES) as usize
     }
 
+    #[inline]
     fn fill(&mut self, frames: &mut Vec<Frame>, most: usize) {
         let count = most.min(frames.len()).min(self.fill.space(most as u32) as usize);
         for frame in frames.drain(frames.len() - count..) {
@@ -300,10 +303,12 @@ impl QueueIo for Socket {
         self.fill_outstanding += count;
     }
 
+    #[inline]
     fn fill_outstanding(&self) -> usize {
         self.fill_outstanding
     }
 
+    #[inline]
     fn transmit(&mut self, pieces: &mut Vec<Piece>) -> bool {
         let count = pieces.len() as u32;
         if self.tx.space(count) < count {
@@ -347,14 +352,17 @@ impl QueueIo for Socket {
         calls
     }
 
+    #[inline]
     fn tx_unsent(&mut self) -> usize {
         self.tx.pending() as usize
     }
 
+    #[inline]
     fn tx_outstanding(&self) -> usize {
         self.tx_outstanding
     }
 
+    #[inline]
     fn complete(&mut self, out: &mut Vec<Frame>) {
         let count = self.completion.available(1);
         for ahead in 0..count {
@@ -368,6 +376,7 @@ impl QueueIo for Socket {
         }
     }
 
+    #[inline]
     fn wake_fill(&mut self) -> u32 {
         if !self.fill.needs_wakeup() {
             return 0;

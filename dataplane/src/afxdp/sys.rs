@@ -107,9 +107,14 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Anonymous zeroed memory, present at once, so that no page fault happens later.
+    /// Anonymous zeroed memory, present at once, so that no page fault happens later, and in huge pages where the kernel has
+    /// them to give: every frame begins a page of 4 KiB, and each would be another address to translate.
     pub fn anonymous(bytes: usize) -> io::Result<Self> {
-        Self::map(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE, -1, 0)
+        let mapping = Self::map(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)?;
+        // Only a wish: a kernel without huge pages refuses it, and ordinary ones do as well.
+        let _ = mapping.advise(libc::MADV_HUGEPAGE);
+        mapping.advise(libc::MADV_POPULATE_WRITE)?;
+        Ok(mapping)
     }
 
     /// A shared mapping of a file.
@@ -126,6 +131,14 @@ impl Mapping {
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned a null address"))?;
         Ok(Mapping { base, bytes })
+    }
+
+    fn advise(&self, advice: libc::c_int) -> io::Result<()> {
+        // SAFETY: the range is our own mapping, and neither of the advices that are given changes a byte of it.
+        match unsafe { libc::madvise(self.base.as_ptr().cast(), self.bytes, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// First byte.

@@ -78,17 +78,22 @@ pub fn ipv4_header_is_right(header: &[u8; 20]) -> bool {
 /// leaves in the checksum field of a packet whose checksum is still to be computed.
 #[inline]
 pub fn pseudo_header_ipv4(source: [u8; 4], destination: [u8; 4], protocol: u8, l4_bytes: u32) -> u16 {
-    pseudo_header(sum_of(&source), sum_of(&destination), protocol, l4_bytes)
+    let words = |address: [u8; 4]| {
+        let address = u32::from_be_bytes(address);
+        (address >> 16) + (address & 0xffff)
+    };
+    pseudo_header(words(source), words(destination), protocol, l4_bytes)
 }
 
 /// The same for IPv6 (RFC 8200, 8.1).
 #[inline]
 pub fn pseudo_header_ipv6(source: [u8; 16], destination: [u8; 16], protocol: u8, l4_bytes: u32) -> u16 {
-    pseudo_header(sum_of(&source), sum_of(&destination), protocol, l4_bytes)
+    pseudo_header(sum_of(&source).into(), sum_of(&destination).into(), protocol, l4_bytes)
 }
 
+/// `source` and `destination`: sums of their 16-bit words, folded or not.
 #[inline]
-fn pseudo_header(source: u16, destination: u16, protocol: u8, l4_bytes: u32) -> u16 {
+fn pseudo_header(source: u32, destination: u32, protocol: u8, l4_bytes: u32) -> u16 {
     fold(u64::from(source) + u64::from(destination) + u64::from(protocol) + u64::from(l4_bytes))
 }
 

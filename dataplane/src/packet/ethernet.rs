@@ -25,13 +25,15 @@ pub struct Ethernet {
 /// Reads the header; group destinations and impossible sources are the kernel's.
 #[inline]
 pub fn parse(bytes: &[u8]) -> Result<Ethernet, PassReason> {
-    let Some(&[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1]) = bytes.first_chunk::<HEADER_BYTES>() else {
-        return Err(PassReason::Malformed);
-    };
+    let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(PassReason::Malformed)?;
+    // As two words that overlap, since byte by byte costs as much as all the rest of parsing.
+    let [head @ .., _, _, _, _, _, _] = *header;
+    let [_, _, _, _, _, _, tail @ ..] = *header;
+    let tail = u64::from_be_bytes(tail);
     let ethernet = Ethernet {
-        destination: MacAddr([d0, d1, d2, d3, d4, d5]),
-        source: MacAddr([s0, s1, s2, s3, s4, s5]),
-        ethertype: u16::from_be_bytes([t0, t1]),
+        destination: MacAddr::from_u64(u64::from_be_bytes(head) >> 16),
+        source: MacAddr::from_u64(tail >> 16),
+        ethertype: tail as u16,
     };
     if ethernet.destination.is_group() {
         return Err(PassReason::Group);

@@ -20,9 +20,19 @@ pub const UDP_BYTES: usize = 8;
 /// Bytes of the fixed part of an ICMP header.
 pub const ICMP_BYTES: usize = 8;
 
-/// UDP ports behind which a tunnel's inner packet may still lack its checksum (the sender's stack offloads the inner one
-/// and computes the outer one around it): VXLAN (IANA and Linux's old default), Geneve, FOU/GUE, GTP-U, MPLS.
-const TUNNEL_PORTS: [u16; 7] = [4789, 8472, 6081, 5555, 6080, 2152, 6635];
+/// Whether a UDP port is one behind which a tunnel's inner packet may still lack its checksum (the sender's stack offloads
+/// the inner one and computes the outer one around it).
+#[inline]
+const fn is_tunnel(port: u16) -> bool {
+    const VXLAN: u16 = 4789;
+    const OLD_VXLAN: u16 = 8472; // Linux's default
+    const GENEVE: u16 = 6081;
+    const FOU: u16 = 5555;
+    const GUE: u16 = 6080;
+    const GTP_U: u16 = 2152;
+    const MPLS: u16 = 6635;
+    matches!(port, VXLAN | OLD_VXLAN | GENEVE | FOU | GUE | GTP_U | MPLS)
+}
 
 /// What admission found out.
 #[derive(Clone, Copy)]
@@ -85,6 +95,5 @@ fn udp(bytes: &[u8], offset: u16, l4_bytes: u32) -> Result<L4, PassReason> {
         return Err(PassReason::Malformed);
     }
     let no_checksum = header[6..8] == [0, 0];
-    let tunnel = TUNNEL_PORTS.contains(&destination) || TUNNEL_PORTS.contains(&source);
-    Ok(L4 { may_hide_checksum: no_checksum || tunnel })
+    Ok(L4 { may_hide_checksum: no_checksum || is_tunnel(destination) || is_tunnel(source) })
 }

@@ -50,8 +50,8 @@ pub fn route(bytes: &mut [u8], headers: &Headers, destination: MacAddr, source: 
 
 #[inline]
 fn set_addresses(header: &mut [u8], destination: MacAddr, source: MacAddr) {
-    header[..MAC_BYTES / 2].copy_from_slice(&destination.0);
-    header[MAC_BYTES / 2..MAC_BYTES].copy_from_slice(&source.0);
+    header[..MAC_BYTES / 2].copy_from_slice(&destination.octets());
+    header[MAC_BYTES / 2..MAC_BYTES].copy_from_slice(&source.octets());
 }
 
 /// A partial L4 checksum, in the terms of `struct xsk_tx_metadata` and of `struct virtio_net_hdr`.
@@ -144,8 +144,8 @@ mod tests {
     use super::*;
     use crate::packet::parse;
 
-    const DESTINATION: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
-    const SOURCE: MacAddr = MacAddr([2, 0, 0, 0, 0, 8]);
+    const DESTINATION: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 9]);
+    const SOURCE: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 8]);
 
     /// A frame with right checksums: TCP or UDP, IPv4 or IPv6.
     fn frame(is_ipv4: bool, is_tcp: bool, addresses: [u8; 32], ttl: u8, payload: &[u8]) -> Vec<u8> {
@@ -234,8 +234,8 @@ mod tests {
             let mut after = before.clone();
             route(&mut after, &parsed(&before), DESTINATION, SOURCE);
             let mut wanted = frame(is_ipv4, is_tcp, addresses, ttl - 1, &payload);
-            wanted[..6].copy_from_slice(&DESTINATION.0);
-            wanted[6..12].copy_from_slice(&SOURCE.0);
+            wanted[..6].copy_from_slice(&DESTINATION.octets());
+            wanted[6..12].copy_from_slice(&SOURCE.octets());
             prop_assert_eq!(after, wanted);
         }
 

@@ -153,7 +153,7 @@ impl<Q: QueueIo> Worker<Q> {
         if let Some(Port { kind: PortKind::Uplink, .. }) = from
             && let Some(destination) = self.memory.bytes_mut(&mut self.packet[0]).first_chunk_mut::<6>()
         {
-            *destination = host.router_mac.0;
+            *destination = host.router_mac.octets();
         }
         if let Some(headers) = headers {
             self.finish_checksum(headers, ingress, tables);

@@ -21,12 +21,12 @@ const HOST: PortId = PortId(0);
 const POD1: PortId = PortId(1);
 const POD2: PortId = PortId(2);
 const UPLINK: PortId = PortId(3);
-const BRIDGE_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xbb]);
-const UPLINK_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xaa]);
-const GATEWAY_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xee]);
+const BRIDGE_MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 0xbb]);
+const UPLINK_MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 0xaa]);
+const GATEWAY_MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 0xee]);
 
 fn pod_mac(port: PortId) -> MacAddr {
-    MacAddr([2, 0, 0, 0, 1, port.0 as u8])
+    MacAddr::new([2, 0, 0, 0, 1, port.0 as u8])
 }
 
 fn pod_ip(port: PortId) -> Ipv4Addr {
@@ -86,7 +86,9 @@ fn tables() -> Tables {
 }
 
 fn udp(from: (MacAddr, Ipv4Addr), to: (MacAddr, Ipv4Addr), payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(from.0.0, to.0.0).ipv4(from.1.octets(), to.1.octets(), 64).udp(1000, 2000);
+    let builder = PacketBuilder::ethernet2(from.0.octets(), to.0.octets())
+        .ipv4(from.1.octets(), to.1.octets(), 64)
+        .udp(1000, 2000);
     let mut frame = Vec::new();
     builder.write(&mut frame, payload).unwrap();
     frame
@@ -218,7 +220,7 @@ fn a_routed_packet_gets_new_macs_and_a_lower_ttl_and_keeps_its_payload() {
     let [(out, _)] = &rig.sent(0, UPLINK)[..] else { panic!("not sent") };
     let out = etherparse::SlicedPacket::from_ethernet(out).unwrap();
     let Some(etherparse::LinkSlice::Ethernet2(ethernet)) = out.link else { panic!() };
-    assert_eq!((ethernet.destination(), ethernet.source()), (GATEWAY_MAC.0, UPLINK_MAC.0));
+    assert_eq!((ethernet.destination(), ethernet.source()), (GATEWAY_MAC.octets(), UPLINK_MAC.octets()));
     let Some(etherparse::NetSlice::Ipv4(ipv4)) = out.net else { panic!() };
     assert_eq!(ipv4.header().ttl(), 63);
     assert_eq!(ipv4.header().header_checksum(), ipv4.header().to_header().calc_header_checksum());
@@ -269,7 +271,7 @@ fn a_busy_queue_wakes_nobody_until_the_worker_is_about_to_sleep() {
 #[test]
 fn what_the_engine_cannot_finish_goes_to_the_kernel_through_the_host_port() {
     let mut rig = Rig::single(false);
-    let stranger = MacAddr([2, 0, 0, 9, 9, 9]);
+    let stranger = MacAddr::new([2, 0, 0, 9, 9, 9]);
     let unknown = udp((pod_mac(POD1), pod_ip(POD1)), (stranger, pod_ip(POD2)), b"x");
     assert!(rig.queue(0, POD1).arrive(&unknown, 3840));
     let unresolved = udp((GATEWAY_MAC, REMOTE), (UPLINK_MAC, pod_ip(POD2)), b"y");
@@ -277,7 +279,7 @@ fn what_the_engine_cannot_finish_goes_to_the_kernel_through_the_host_port() {
     rig.turn();
     let sent = rig.sent(0, HOST);
     assert_eq!(sent[0].0, unknown, "as it was");
-    assert_eq!(sent[1].0[..6], BRIDGE_MAC.0, "from an uplink, addressed to the bridge");
+    assert_eq!(sent[1].0[..6], BRIDGE_MAC.octets(), "from an uplink, addressed to the bridge");
     assert_eq!(sent[1].0[6..], unresolved[6..]);
     assert_eq!(rig.workers[0].counters.port(POD1).kernel[PassReason::UnknownMac as usize].get(), 1);
     assert_eq!(rig.workers[0].counters.port(UPLINK).kernel[PassReason::Unresolved as usize].get(), 1);
@@ -350,13 +352,13 @@ fn a_full_tx_ring_drops_and_counts_and_leaks_nothing() {
 fn new_and_moved_source_addresses_are_reported_and_known_and_static_ones_are_not() {
     let mut rig = Rig::single(false);
     let moved = udp((pod_mac(POD2), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"x");
-    let new = udp((MacAddr([2, 9, 9, 9, 9, 9]), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"x");
+    let new = udp((MacAddr::new([2, 9, 9, 9, 9, 9]), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"x");
     for frame in [&moved, &new, &new] {
         assert!(rig.queue(0, POD1).arrive(frame, 3840));
     }
     rig.turn();
     assert_eq!(rig.learn.pop(), Some(LearnReport { port: POD1, mac: pod_mac(POD2) }));
-    assert_eq!(rig.learn.pop(), Some(LearnReport { port: POD1, mac: MacAddr([2, 9, 9, 9, 9, 9]) }));
+    assert_eq!(rig.learn.pop(), Some(LearnReport { port: POD1, mac: MacAddr::new([2, 9, 9, 9, 9, 9]) }));
     assert_eq!(rig.learn.pop(), None);
     let entries: Vec<_> =
         rig.tables.fdb.iter().map(|(mac, entry)| (mac, FdbEntry { is_static: true, ..entry })).collect();

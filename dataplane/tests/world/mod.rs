@@ -58,13 +58,13 @@ impl World {
     }
 }
 
-const BRIDGE_MAC: MacAddr = MacAddr([2, 0xcb, 0, 0, 0, 0]);
-const UPLINK_MAC: MacAddr = MacAddr([2, 0xee, 0, 0, 0, 0]);
+const BRIDGE_MAC: MacAddr = MacAddr::new([2, 0xcb, 0, 0, 0, 0]);
+const UPLINK_MAC: MacAddr = MacAddr::new([2, 0xee, 0, 0, 0, 0]);
 /// Ports 0 to 7 exist or not; frames also claim to come from beyond.
 const PORTS: u16 = 8;
 
 fn pod_mac() -> impl Strategy<Value = MacAddr> {
-    (0..6_u8).prop_map(|pod| MacAddr([2, 0, 10, 244, 1, pod]))
+    (0..6_u8).prop_map(|pod| MacAddr::new([2, 0, 10, 244, 1, pod]))
 }
 
 fn port_id() -> impl Strategy<Value = PortId> {
@@ -247,8 +247,8 @@ fn defect() -> impl Strategy<Value = Defect> {
     let tunnel_port = || select(vec![4789_u16, 8472, 6081, 5555, 6080, 2152, 6635, 4790]);
     prop_oneof![
         select(vec![0x0806_u16, 0x8100, 0x88a8, 0x88cc, 46, 0x0800, 0x86dd]).prop_map(EtherType),
-        select(vec![MacAddr::BROADCAST, MacAddr::ZERO, MacAddr([1, 0, 0x5e, 0, 0, 1])]).prop_map(DestinationMac),
-        select(vec![MacAddr::BROADCAST, MacAddr::ZERO, MacAddr([3, 0, 0, 0, 0, 1])]).prop_map(SourceMac),
+        select(vec![MacAddr::BROADCAST, MacAddr::ZERO, MacAddr::new([1, 0, 0x5e, 0, 0, 1])]).prop_map(DestinationMac),
+        select(vec![MacAddr::BROADCAST, MacAddr::ZERO, MacAddr::new([3, 0, 0, 0, 0, 1])]).prop_map(SourceMac),
         select(vec![0x44_u8, 0x46, 0x4f, 0x55, 0x65, 0x40, 0x70, 0x60]).prop_map(FirstIpByte),
         Just(Ipv4Options),
         select(vec![0x2000_u16, 0x0001, 0x1fff, 0x8000, 0x4000, 0x6000]).prop_map(Fragment),
@@ -332,12 +332,16 @@ impl Recipe {
             Addresses::V4(..) => EtherType::IPV4,
             Addresses::V6(..) => EtherType::IPV6,
         };
-        let mut header = Ethernet2Header { source: self.source_mac.0, destination: self.destination_mac.0, ether_type };
+        let mut header = Ethernet2Header {
+            source: self.source_mac.octets(),
+            destination: self.destination_mac.octets(),
+            ether_type,
+        };
         for defect in &self.defects {
             match *defect {
                 Defect::EtherType(number) => header.ether_type = EtherType(number),
-                Defect::DestinationMac(mac) => header.destination = mac.0,
-                Defect::SourceMac(mac) => header.source = mac.0,
+                Defect::DestinationMac(mac) => header.destination = mac.octets(),
+                Defect::SourceMac(mac) => header.source = mac.octets(),
                 _ => {}
             }
         }

@@ -30,7 +30,7 @@ fn world(change: impl FnOnce(&mut Link, &mut Link, &mut Link)) -> World {
         ifindex,
         name: name.to_owned(),
         kind,
-        mac: MacAddr([2, 0, 0, 0, 0, ifindex as u8]),
+        mac: MacAddr::new([2, 0, 0, 0, 0, ifindex as u8]),
         mtu: 1500,
         up: true,
         carrier: true,

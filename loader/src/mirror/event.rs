@@ -282,7 +282,7 @@ fn bridge_port_message(header: &LinkHeader, payload: &[u8], gone: bool) -> Optio
 }
 
 fn mac(bytes: &[u8]) -> Option<MacAddr> {
-    Some(MacAddr(bytes.try_into().ok()?))
+    Some(MacAddr::new(bytes.try_into().ok()?))
 }
 
 fn ip(family: AddressFamily, bytes: &[u8]) -> Option<IpAddr> {

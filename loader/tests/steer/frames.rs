@@ -19,7 +19,7 @@ pub const L3: usize = 14;
 pub const L4: [usize; 2] = [34, 54];
 
 pub const fn mac(last: u8) -> MacAddr {
-    MacAddr([2, 0, 0, 0, 0, last])
+    MacAddr::new([2, 0, 0, 0, 0, last])
 }
 
 /// The families, where a test is for both.
@@ -57,7 +57,7 @@ pub const BRIDGED: Path = Path { source_mac: POD_A, destination_mac: POD_B, sour
 pub const ROUTED: Path = Path { source_mac: POD_A, destination_mac: BRIDGE_MAC, source: (1, 10), destination: (2, 5) };
 
 fn ethernet(path: Path) -> etherparse::PacketBuilderStep<etherparse::Ethernet2Header> {
-    PacketBuilder::ethernet2(path.source_mac.0, path.destination_mac.0)
+    PacketBuilder::ethernet2(path.source_mac.octets(), path.destination_mac.octets())
 }
 
 macro_rules! with_ip {

@@ -71,7 +71,9 @@ fn group() {
     net::test("group", || {
         let world = World::new();
         for family in FAMILIES {
-            for group in [MacAddr::BROADCAST, MacAddr([0x33, 0x33, 0, 0, 0, 1]), MacAddr([1, 0, 0x5e, 0, 0, 1])] {
+            for group in
+                [MacAddr::BROADCAST, MacAddr::new([0x33, 0x33, 0, 0, 0, 1]), MacAddr::new([1, 0, 0x5e, 0, 0, 1])]
+            {
                 world.passes(A, &tcp(family, Path { destination_mac: group, ..BRIDGED }, 0), PassReason::Group);
             }
         }
@@ -82,7 +84,7 @@ fn group() {
 fn malformed_ethernet() {
     net::test("malformed_ethernet", || {
         let world = World::new();
-        for source in [MacAddr::ZERO, MacAddr::BROADCAST, MacAddr([3, 0, 0, 0, 0, 1])] {
+        for source in [MacAddr::ZERO, MacAddr::BROADCAST, MacAddr::new([3, 0, 0, 0, 0, 1])] {
             let frame = tcp(Family::V4, Path { source_mac: source, ..BRIDGED }, 0);
             world.passes(A, &frame, PassReason::Malformed);
         }
