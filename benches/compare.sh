@@ -17,7 +17,8 @@ readonly PROGRAM=${0##*/}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=${HERE%/*}
 readonly HERE ROOT
-readonly PEERS_KNOWN=(podlane ovs loop loop-spin podlane-kernel peer bridge bridge-plain)
+readonly PEERS_NODES=(nodes-podlane nodes-kernel nodes-podlane-plain nodes-kernel-plain)
+readonly PEERS_KNOWN=(podlane ovs loop loop-spin podlane-kernel peer bridge bridge-plain "${PEERS_NODES[@]}")
 readonly PEERS_AF_XDP=(podlane ovs loop loop-spin bridge bridge-plain)
 readonly PEERS_KERNEL=(podlane-kernel peer bridge)
 
@@ -39,17 +40,23 @@ readonly IP6=([1]=fd00:10:244::2 [2]=fd00:10:244::3)
 readonly IP=([1]=10.244.1.2 [2]=10.244.1.3)
 readonly MAC=([1]=02:00:00:00:01:01 [2]=02:00:00:00:01:02)
 readonly GATEWAY=10.244.1.1/24
+# Two nodes with a pod each: by node, the pod's address, the bridge's and the uplink's.
+readonly NODES_POD_IP=([1]=10.244.1.2 [2]=10.244.2.2)
+readonly NODES_BRIDGE=([1]=10.244.1.1 [2]=10.244.2.1)
+readonly NODES_BRIDGE_MAC=([1]=02:00:00:00:01:fe [2]=02:00:00:00:02:fe)
+readonly NODES_UPLINK=([1]=192.0.2.1 [2]=192.0.2.2)
 
 usage() {
     cat <<END
-$PROGRAM: Podlane, Open vSwitch AF_XDP, a bare AF_XDP loop and the Linux bridge, pod to pod on one node
+$PROGRAM: Podlane, Open vSwitch AF_XDP, a bare AF_XDP loop and the Linux bridge, pod to pod on one node; and Podlane
+beside the kernel's routing, pod to pod across two
 
 Usage: $PROGRAM [OPTIONS]                (as root)
 
   --repeats N          rounds over all peers; the table shows the median and min-max (default: $REPEATS)
   --seconds N          length of a rate or TCP measurement, after $WARMUP_SECONDS s of warm-up (default: $SECONDS_MEASURED)
   --set NAME           af_xdp (default): the path through workers and its peers; kernel: the path in the kernel and its
-                       peers; all
+                       peers; nodes: two nodes with a veth between them as uplink; all
   --only PEER,PEER     of: ${PEERS_KNOWN[*]}
   --json FILE          also write all samples, medians and ratios to FILE ("-": to standard output, instead of the table)
   --generator-cpu N    core of the sources, the TCP sender and ping (default: $GENERATOR_CPU)
@@ -101,8 +108,9 @@ parse_options() {
                 case $2 in
                     af_xdp) PEERS=("${PEERS_AF_XDP[@]}") ;;
                     kernel) PEERS=("${PEERS_KERNEL[@]}") ;;
+                    nodes) PEERS=("${PEERS_NODES[@]}") ;;
                     all) PEERS=("${PEERS_KNOWN[@]}") ;;
-                    *) CODE=2 die "\"$2\" is not a set; there are af_xdp, kernel and all" ;;
+                    *) CODE=2 die "\"$2\" is not a set; there are af_xdp, kernel, nodes and all" ;;
                 esac
                 ;;
             --only)
@@ -134,7 +142,7 @@ install_missing() {
     need awk mawk && need taskset util-linux
     [[ -e /usr/include/linux/if_xdp.h ]] || wanted+=(libc6-dev linux-libc-dev)
     if wants ovs; then need ovs-vswitchd openvswitch-switch; fi
-    if wants podlane || wants podlane-kernel; then need jq jq; fi
+    if wants_podlane; then need jq jq; fi
     ((${#wanted[@]})) || return 0
     command -v apt-get >/dev/null || die "missing: ${wanted[*]} (Debian package names), and there is no apt-get"
     say "installing ${wanted[*]}"
@@ -155,6 +163,7 @@ install_missing() {
 }
 
 wants() { [[ " ${PEERS[*]} " == *" $1 "* ]]; }
+wants_podlane() { [[ " ${PEERS[*]}" == *podlane* ]]; }
 
 build() {
     local name
@@ -162,7 +171,7 @@ build() {
         cc -O2 -Wall -Wextra -Werror -o "$WORK/$name" "$HERE/compare/$name.c" || die "cannot compile compare/$name.c"
     done
     local wanted=(-p podlane-benches --bin compare-report)
-    if { wants podlane || wants podlane-kernel; } && [[ -z ${PODLANE_BIN:-} ]]; then wanted+=(-p podlane --bin podlane); fi
+    if wants_podlane && [[ -z ${PODLANE_BIN:-} ]]; then wanted+=(-p podlane --bin podlane); fi
     (cd "$ROOT" && cargo build --release --quiet "${wanted[@]}") || die "cargo could not build what the comparison needs"
     local target
     target=$(cd "$ROOT" && cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
@@ -174,6 +183,7 @@ build() {
 
 readonly PREFIX=plcmp$$
 readonly NODE=$PREFIX-node
+readonly NODES=([1]=$NODE [2]=$PREFIX-node2)
 readonly POD=([1]=$PREFIX-pod1 [2]=$PREFIX-pod2)
 WORK=''
 RUNNING=()   # process ids that this script started and has not yet ended
@@ -243,9 +253,34 @@ net_up() {
     done
 }
 
+# Two nodes, each with a bridge and one pod, an uplink between them, and routes to each other's pods by it.
+nodes_up() {
+    local n other
+    for n in "${NODES[@]}" "${POD[@]}"; do
+        ip netns add "$n" && ip -n "$n" link set lo up || return 1
+    done
+    ip link add up0 netns "${NODES[1]}" type veth peer name up0 netns "${NODES[2]}" || return 1
+    for n in 1 2; do
+        other=$((3 - n))
+        in_ns "${NODES[n]}" sysctl -qw net.ipv4.ip_forward=1 || return 1
+        ip -n "${NODES[n]}" link add cbr0 address "${NODES_BRIDGE_MAC[n]}" type bridge &&
+            ip -n "${NODES[n]}" addr add "${NODES_BRIDGE[n]}/24" dev cbr0 && ip -n "${NODES[n]}" link set cbr0 up || return 1
+        ip link add eth0 netns "${POD[n]}" address "${MAC[n]}" type veth peer name "veth-pod$n" netns "${NODES[n]}" || return 1
+        ip -n "${NODES[n]}" link set "veth-pod$n" master cbr0 up || return 1
+        ip -n "${POD[n]}" addr add "${NODES_POD_IP[n]}/24" dev eth0 && ip -n "${POD[n]}" link set eth0 up &&
+            ip -n "${POD[n]}" route add default via "${NODES_BRIDGE[n]}" || return 1
+        ip -n "${NODES[n]}" addr add "${NODES_UPLINK[n]}/24" dev up0 && ip -n "${NODES[n]}" link set up0 up || return 1
+        ip -n "${NODES[n]}" route add "${NODES_POD_IP[other]%.*}.0/24" via "${NODES_UPLINK[other]}" dev up0 || return 1
+        [[ $PEER != *-plain ]] || in_ns "${NODES[n]}" ethtool -K up0 tso off gso off >/dev/null || return 1
+    done
+    wait_for 5 nodes_reach || { WHY='the pods do not reach each other' && return 1; }
+}
+
+nodes_reach() { in_ns "${POD[1]}" ping -q -c1 -W1 "${NODES_POD_IP[2]}"; }
+
 net_down() {
     local n
-    for n in "${POD[@]}" "$NODE"; do
+    for n in "${POD[@]}" "${NODES[@]}"; do
         [[ ! -e /run/netns/$n ]] || ip netns del "$n" || true
     done
 }
@@ -293,6 +328,8 @@ cleanup() {
 declare -A TITLE=(
     [podlane]='Podlane, af_xdp' [ovs]='Open vSwitch, type=afxdp' [loop]='bare AF_XDP loop, poll'
     [loop-spin]='bare AF_XDP loop, spin' [podlane-kernel]='Podlane, kernel' [peer]='bare redirect_peer' [bridge]='Linux bridge' [bridge-plain]="Linux bridge, pods' offloads off"
+    [nodes-podlane]='two nodes: Podlane, kernel' [nodes-kernel]='two nodes: kernel routing'
+    [nodes-podlane-plain]='two nodes, plain uplink: Podlane, kernel' [nodes-kernel-plain]='two nodes, plain uplink: kernel routing'
 )
 declare -A SETTINGS=()
 WHY=''
@@ -328,12 +365,43 @@ podlane_is_ready_or_gone() {
     grep -q 'podlane is ready' "$WORK/podlane.log" || ! kill -0 "$FORWARDER" 2>/dev/null
 }
 
+start_nodes-podlane() {
+    [[ -x $PODLANE_BIN ]] || { WHY="there is no program $PODLANE_BIN" && return 1; }
+    local n
+    for n in 1 2; do
+        # shellcheck disable=SC2086 # PODLANE_ARGS is a list of words
+        launch "$WORK/podlane.log" ip netns exec "${NODES[n]}" "$PODLANE_BIN" run --bridge cbr0 --uplink up0 \
+            --cluster-cidr "$CLUSTER_CIDR" --path kernel --instance "$PREFIX-$n" --workers 1 --cpus "$FORWARDER_CPU" ${PODLANE_ARGS:-}
+        FORWARDER=$LAUNCHED
+        wait_for 20 podlane_is_ready_or_gone
+        grep -q 'podlane is ready' "$WORK/podlane.log" || {
+            WHY="podlane run did not get ready: $(tail -n1 "$WORK/podlane.log")" && return 1
+        }
+    done
+    FORWARDER=''
+    SETTINGS[$PEER]="$("$PODLANE_BIN" --version 2>&1 | head -n1); tcx on both nodes; uplink $(uplink_offloads)${PODLANE_ARGS:+; $PODLANE_ARGS}"
+}
+start_nodes-podlane-plain() { start_nodes-podlane; }
+
+start_nodes-kernel() { SETTINGS[$PEER]="ip_forward on both nodes; uplink $(uplink_offloads)"; }
+start_nodes-kernel-plain() { start_nodes-kernel; }
+
+uplink_offloads() { if [[ $PEER == *-plain ]]; then echo 'without tso and gso'; else echo 'with all offloads'; fi; }
+
 evidence_podlane() { podlane_counted forwarded "$1"; }
 evidence_podlane-kernel() { podlane_counted repeated "$1"; }
 
-podlane_counted() { # COUNTER LEAST
+evidence_nodes-podlane() {
+    local n
+    for n in 1 2; do podlane_counted repeated "$1" "${NODES[n]}" "$PREFIX-$n" || return 1; done
+}
+evidence_nodes-podlane-plain() { evidence_nodes-podlane "$1"; }
+evidence_nodes-kernel() { :; } # no other way
+evidence_nodes-kernel-plain() { :; }
+
+podlane_counted() { # COUNTER LEAST [NODE INSTANCE]
     local status=$WORK/podlane-status.json forwarded
-    in_ns "$NODE" "$PODLANE_BIN" status --instance "$PREFIX" --json >"$status" ||
+    in_ns "${3:-$NODE}" "$PODLANE_BIN" status --instance "${4:-$PREFIX}" --json >"$status" ||
         { WHY='podlane status did not answer' && return 1; }
     forwarded=$(jq -e "[.ports[].$1] | add" "$status") || { WHY="podlane status --json: no ports" && return 1; }
     ((forwarded >= $2)) || {
@@ -443,7 +511,15 @@ sample() { printf 'sample\t%s\t%s\t%s\t%s\n' "$@" >>"$WORK/results"; }
 # fact KEY VALUE
 fact() { printf 'fact\t%s\t%s\n' "$@" >>"$WORK/results"; }
 
-ends() { printf '%s ' "${MAC[1]}" "${MAC[2]}" "${IP[1]}" "${IP[2]}"; }
+# What stands in the frames of the sources: across nodes they go to the router.
+ends() {
+    case $PEER in
+        nodes-*) printf '%s ' "${MAC[1]}" "${NODES_BRIDGE_MAC[1]}" "${NODES_POD_IP[1]}" "${NODES_POD_IP[2]}" ;;
+        *) printf '%s ' "${MAC[1]}" "${MAC[2]}" "${IP[1]}" "${IP[2]}" ;;
+    esac
+}
+# address_of POD
+address_of() { case $PEER in nodes-*) echo "${NODES_POD_IP[$1]}" ;; *) echo "${IP[$1]}" ;; esac; }
 
 # An xdp frame reaches a veth only when NAPI runs on the receiving end. A peer with an XDP program there has it; the
 # bridge gets it from gro, and only while xdp frames are sent.
@@ -503,14 +579,14 @@ measure_tcp() {
     local server=$LAUNCHED
     wait_for 5 listens "${POD[$2]}" || { WHY="iperf3: $(tail -n1 "$log.server")" && return 1; }
     taskset -c "$GENERATOR_CPU" timeout $((SECONDS_MEASURED + WARMUP_SECONDS + 20)) ip netns exec "${POD[$1]}" \
-        iperf3 -c "${4:-${IP[$2]}}" -p $TCP_PORT -t "$SECONDS_MEASURED" -O "$WARMUP_SECONDS" -f m >"$log" 2>&1 ||
+        iperf3 -c "${4:-$(address_of "$2")}" -p $TCP_PORT -t "$SECONDS_MEASURED" -O "$WARMUP_SECONDS" -f m >"$log" 2>&1 ||
         { WHY="iperf3: $(grep -m1 error "$log" || tail -n1 "$log")" && return 1; }
     finish "$server" || true
     sample "$PEER" "$REPEAT" "$3" "$(awk '/receiver/ { printf "%.6f\n", $7 / 1000 }' "$log")"
 }
 
 # Whether the forwarder works in the kernel, on everybody's time: then the machine's time is what can be compared.
-in_kernel() { case $PEER in peer | podlane-kernel | bridge) ;; *) return 1 ;; esac; }
+in_kernel() { case $PEER in peer | podlane-kernel | bridge | nodes-*) ;; *) return 1 ;; esac; }
 
 # Seconds that all CPUs were not idle, and bytes that the second pod has received.
 busy_seconds() { awk -v hz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 + $8) / hz }' /proc/stat; }
@@ -558,7 +634,7 @@ listens() { in_ns "$1" ss -Hltn "sport = :$TCP_PORT" | grep -q .; }
 measure_ping() {
     local log=$WORK/$PEER-ping.log
     taskset -c "$GENERATOR_CPU" ip netns exec "${POD[1]}" \
-        ping -q -c $PINGS -i $PING_INTERVAL "${IP[2]}" >"$log" 2>&1 || { WHY="ping: $(tail -n3 "$log" | tr '\n' ' ')" && return 1; }
+        ping -q -c $PINGS -i $PING_INTERVAL "$(address_of 2)" >"$log" 2>&1 || { WHY="ping: $(tail -n3 "$log" | tr '\n' ' ')" && return 1; }
     grep -q ' 0% packet loss' "$log" || { WHY="ping: $(grep loss "$log")" && return 1; }
     sample "$PEER" "$REPEAT" ping_us "$(awk -F/ '/^rtt/ { printf "%.3f\n", $5 * 1000 }' "$log")"
 }
@@ -576,6 +652,7 @@ cpu_ticks() { sed 's/.*) //' "/proc/$FORWARDER/stat" | awk '{ print $12 + $13 }'
 # Everything about one peer in one repeat; fails with WHY.
 measure_peer() {
     DELIVERED=0 WHY='unknown reason'
+    [[ $PEER != nodes-* ]] || { measure_nodes && return 0 || return 1; }
     net_up || { WHY="the pods' namespaces could not be made" && return 1; }
     "start_$PEER" && check_frames || return 1
     measure_idle || return 1
@@ -584,6 +661,13 @@ measure_peer() {
     xdp_frames_possible off
     measure_rate mmsg skb && "evidence_$PEER" "$DELIVERED" || return 1
     measure_cost tcp_cost measure_tcp 1 2 tcp_gbit && measure_tcp 2 1 tcp_back_gbit && measure_ping && measure_rr && measure_big_tcp
+}
+
+# Across two nodes. That frames arrive unaltered but for what routing changes is shown by TCP and ping.
+measure_nodes() {
+    nodes_up && "start_$PEER" || return 1
+    measure_rate mmsg skb && "evidence_$PEER" "$DELIVERED" || return 1
+    measure_cost tcp_cost measure_tcp 1 2 tcp_gbit && measure_tcp 2 1 tcp_back_gbit && measure_ping
 }
 
 describe_machine() {

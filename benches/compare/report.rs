@@ -74,8 +74,10 @@ const fn promise(
 }
 
 const KERNEL: &str = "podlane-kernel";
+const NODES: &str = "nodes-podlane";
+const NODES_PLAIN: &str = "nodes-podlane-plain";
 
-const PROMISES: [Promise; 13] = [
+const PROMISES: [Promise; 19] = [
     promise("64 bytes, Podlane / Open vSwitch", "podlane", "xdp_mpps", &["ovs"], Better::Higher, 1.0),
     promise("64 bytes, Podlane / bare loop", "podlane", "xdp_mpps", &["loop", "loop-spin"], Better::Higher, 0.9),
     promise("TCP, Podlane / Open vSwitch", "podlane", "tcp_gbit", &["ovs"], Better::Higher, 1.0),
@@ -99,6 +101,12 @@ const PROMISES: [Promise; 13] = [
     promise("TCP request/response time, kernel path / bridge", KERNEL, "rr_us", &["bridge"], Better::Lower, 0.9),
     promise("CPU per gigabyte, kernel path / bridge", KERNEL, "tcp_cost", &["bridge"], Better::Lower, 0.9),
     promise("CPU per million packets, kernel path / bridge", KERNEL, "skb_cost", &["bridge"], Better::Lower, 0.9),
+    promise("two nodes, 64 bytes skb / kernel routing", NODES, "skb_mpps", &["nodes-kernel"], Better::Higher, 1.2),
+    promise("two nodes, TCP / kernel routing", NODES, "tcp_gbit", &["nodes-kernel"], Better::Higher, 1.0),
+    promise("two nodes, ping time / kernel routing", NODES, "ping_us", &["nodes-kernel"], Better::Lower, 0.95),
+    promise("plain uplink, 64 bytes skb", NODES_PLAIN, "skb_mpps", &["nodes-kernel-plain"], Better::Higher, 1.2),
+    promise("plain uplink, TCP", NODES_PLAIN, "tcp_gbit", &["nodes-kernel-plain"], Better::Higher, 1.0),
+    promise("plain uplink, ping time", NODES_PLAIN, "ping_us", &["nodes-kernel-plain"], Better::Lower, 0.95),
 ];
 
 /// The samples of one measure of one peer, by repeat.
@@ -301,7 +309,7 @@ fn promise_rows(run: &Run) -> Vec<Vec<String>> {
             Some((_, ratio, r)) => (format!("{ratio:.3}"), format!("({:.3}–{:.3} in single repeats)", r.min, r.max)),
         };
         let sign = if promise.better == Better::Higher { '≥' } else { '≤' };
-        let wanted = format!("wanted {sign} {:.1}", promise.factor);
+        let wanted = format!("wanted {sign} {:?}", promise.factor);
         vec![promise.title.to_owned(), ratio, repeats, wanted, verdict.word().to_owned()]
     };
     // Only what this run is about.
