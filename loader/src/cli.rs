@@ -14,6 +14,8 @@ use tracing::level_filters::LevelFilter;
 use crate::check;
 use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, PathChoice, Settings};
 use crate::control;
+use crate::explain;
+use crate::trace::{self, Protocol, Question};
 
 /// The command was carried out.
 pub const DONE: u8 = 0;
@@ -46,6 +48,14 @@ enum Command {
     ///
     /// Holds until the daemon ends; the configuration says what holds from the start.
     Path(PathOptions),
+    /// Tell what this node does with a packet, step by step, from the daemon's live tables
+    ///
+    /// FROM and TO are pods, by IP address or by the interface of their veth on this node; FROM may also be a pod of another
+    /// node, whose packets come in through the uplink, and TO any address. No packet is sent, but the kernel may ask by ARP
+    /// or neighbour discovery who has an address.
+    Trace(TraceOptions),
+    /// Tell what a reason in `podlane status` means, what usually causes it, and what to do
+    Explain(ExplainOptions),
     /// Look what this node has and lacks, each with its cure; changes nothing
     ///
     /// Ends with 1 if something is lacking without which `podlane run` would not work.
@@ -74,6 +84,44 @@ struct PathOptions {
     #[arg(long, value_name = "NAME", default_value = "default")]
     instance: String,
     /// Print JSON for programs instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct TraceOptions {
+    /// Who sends: IP address or interface
+    from: String,
+    /// Who shall receive: IP address or interface
+    to: String,
+    /// Protocol of the packet
+    #[arg(long, value_name = "NAME", default_value = "icmp", value_parser = Protocol::words())]
+    protocol: String,
+    /// Destination port of TCP or UDP; UDP tunnels are treated specially
+    #[arg(long, value_name = "N", default_value_t = 80)]
+    port: u16,
+    /// Bytes of the IP packet, header included
+    #[arg(long, value_name = "BYTES", default_value_t = trace::DEFAULT_BYTES, value_parser = clap::value_parser!(u32).range(..=65_535))]
+    size: u32,
+    /// Time to live or hop limit with which it leaves the pod
+    #[arg(long, value_name = "N", default_value_t = trace::DEFAULT_TTL)]
+    ttl: u8,
+    /// Prefer IPv6 where an interface has addresses of both families
+    #[arg(short = '6', long)]
+    ipv6: bool,
+    /// Name of the daemon to ask
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Print JSON for programs instead of a drawing
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExplainOptions {
+    /// The reason, such as too_big [default: list them all]
+    reason: Option<String>,
+    /// Print JSON for programs instead of text
     #[arg(long)]
     json: bool,
 }
@@ -193,6 +241,8 @@ pub fn execute<E: Display>(
         Command::Run(options) => run_daemon(options, err, run),
         Command::Status(options) => show_status(&options, out, err),
         Command::Path(options) => change_path(options, out, err),
+        Command::Trace(options) => show_trace(options, out, err),
+        Command::Explain(options) => show_explanation(options, out, err),
         Command::Check(options) => show_check(options, out, err),
     }
 }
@@ -270,6 +320,41 @@ fn change_path(options: PathOptions, out: &mut impl Write, err: &mut impl Write)
     }
 }
 
+fn show_trace(options: TraceOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let instance: InstanceName = match options.instance.parse() {
+        Ok(instance) => instance,
+        Err(error) => return complain(err, MISUSED, format_args!("--instance: {error}")),
+    };
+    let question = Question {
+        from: options.from,
+        to: options.to,
+        protocol: Protocol::of(&options.protocol).unwrap_or_default(),
+        port: options.port,
+        bytes: options.size,
+        ttl: options.ttl,
+        ipv6: options.ipv6,
+        may_resolve: true,
+    };
+    match control::ask_trace(instance.as_str(), &question, control::PATIENCE) {
+        Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
+        Ok((_, trace)) => print(&trace.render(), out, err),
+        Err(error) => complain(err, FAILED, error),
+    }
+}
+
+fn show_explanation(options: ExplainOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let text = match options.reason {
+        None if options.json => pretty(&explain::all()),
+        None => explain::render_all(),
+        Some(name) => match explain::named(&name) {
+            Ok(one) if options.json => pretty(&one),
+            Ok(one) => one.render(),
+            Err(error) => return complain(err, MISUSED, error),
+        },
+    };
+    print(&text, out, err)
+}
+
 fn show_check(options: CheckOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
     let config = match options.node.load() {
         Ok(config) => config,
@@ -278,16 +363,17 @@ fn show_check(options: CheckOptions, out: &mut impl Write, err: &mut impl Write)
         }
     };
     let report = check::check(&config);
-    let text = if options.json {
-        let json = serde_json::to_string_pretty(&report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
-        json + "\n"
-    } else {
-        report.render(io::stdout().is_terminal() && wants_colours())
-    };
+    let text =
+        if options.json { pretty(&report) } else { report.render(io::stdout().is_terminal() && wants_colours()) };
     match print(&text, out, err) {
         DONE if !report.ok => FAILED,
         code => code,
     }
+}
+
+/// JSON for programs, which people can read as well.
+fn pretty(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")) + "\n"
 }
 
 /// Prints an answer. A reader that has had enough (`podlane status | head`) is no error.
@@ -335,7 +421,16 @@ mod tests {
                 assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
             }
         }
-        for line in ["--help", "run --help", "status --help", "path --help", "check --help", "run -h"] {
+        for line in [
+            "--help",
+            "run --help",
+            "status --help",
+            "path --help",
+            "trace --help",
+            "explain --help",
+            "check --help",
+            "run -h",
+        ] {
             let (code, out, err) = podlane(line);
             assert_eq!((code, err.as_str()), (DONE, ""));
             assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
@@ -381,6 +476,10 @@ mod tests {
             ("run --brigde x", "'--bridge'"),
             ("run --xdp-mode fast", "[possible values: native, generic]"),
             ("run --workers two", "invalid value 'two'"),
+            ("explain quux", "there is no reason \"quux\""),
+            ("trace a", "<TO>"),
+            ("trace a b --protocol gre", "[possible values: icmp, tcp, udp]"),
+            ("trace a b --size 65536", "65536 is not in"),
             ("status --instance A", "--instance: \"A\" is not an instance name"),
             ("run --config /dev/null", "no bridge is named"),
             ("run --config /dev/null --bridge b --uplink u --frames 5000", "--frames: 5000 is not a power of two"),

@@ -25,6 +25,7 @@ use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::ports::{Candidate, PathPolicy, Ports, path_name};
 use crate::report;
+use crate::trace::{self, Question};
 
 /// How often the loop looks at what has no descriptor.
 const TICK: Duration = Duration::from_millis(50);
@@ -504,9 +505,24 @@ impl Daemon {
         let Some(mut control) = self.control.take() else { return };
         control.serve(|request| match request {
             Request::Path { path, ports } => self.change_paths(&path, &ports),
+            Request::Trace(question) if question.may_resolve && self.resolve_ends(&question) => Response::Resolving,
             other => report::answer(self, &other),
         });
         self.control = Some(control);
+    }
+
+    /// Has the kernel find out the MAC addresses of those ends of a question that are pods here and that the node has not
+    /// talked to yet. Whether there were any.
+    fn resolve_ends(&mut self, question: &Question) -> bool {
+        let Some(bridge) = self.mirror.world().link_named(self.config.bridge.as_str()) else { return false };
+        let bridge = bridge.ifindex;
+        let unknown = trace::unresolved(question, &self.tables());
+        for address in &unknown {
+            if let Err(error) = self.kernel.resolve_neighbour(bridge, *address) {
+                tracing::debug!(%error, %address, "resolving an end of a trace");
+            }
+        }
+        !unknown.is_empty()
     }
 
     /// What is wanted of ports that nothing special is said of.

@@ -143,20 +143,25 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses for another reason.
     pub fn use_neighbour(&mut self, ifindex: u32, address: IpAddr) -> Result<bool, KernelError> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = match address {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
-        };
-        message.header.ifindex = ifindex;
-        message.header.flags = NeighbourFlags::Use;
-        message.attributes.push(NeighbourAttribute::Destination(address.into()));
+        let message = RouteNetlinkMessage::NewNeighbour(neighbour_in_use(ifindex, address));
         let action = format!("use neighbour {address} on interface {ifindex}");
-        match self.requests.request(RouteNetlinkMessage::NewNeighbour(message), 0, &action) {
+        match self.requests.request(message, 0, &action) {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Has the kernel find out who has `address` on `ifindex`, by ARP or neighbour discovery, as if it had a packet to send
+    /// there (`NTF_USE` on a new entry, `neigh_add` in `net/core/neighbour.c`). Returns at once; the answer comes as a change
+    /// of the neighbour table.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn resolve_neighbour(&mut self, ifindex: u32, address: IpAddr) -> Result<(), KernelError> {
+        let action = format!("resolve {address} on interface {ifindex}");
+        let message = RouteNetlinkMessage::NewNeighbour(neighbour_in_use(ifindex, address));
+        Ok(self.requests.request(message, NLM_F_CREATE, &action)?)
     }
 
     /// Makes the way into the kernel: a veth pair whose `member` end is a member of `bridge` that neither learns nor is
@@ -360,6 +365,18 @@ impl Kernel {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn neighbour_in_use(ifindex: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    message.header.ifindex = ifindex;
+    message.header.flags = NeighbourFlags::Use;
+    message.attributes.push(NeighbourAttribute::Destination(address.into()));
+    message
 }
 
 impl Kernel {

@@ -1,8 +1,10 @@
 //! Answers to the control socket's questions, read from the live daemon.
 
-use podlane_dataplane::limits;
+use std::collections::BTreeMap;
+
 use podlane_dataplane::table::{PortKind, Tables};
 use podlane_dataplane::worker::{Counter, FrameCount};
+use podlane_dataplane::{PortId, limits};
 
 use crate::bpf::{TcKind, XdpMode};
 use crate::control::{Request, Response};
@@ -14,6 +16,7 @@ use crate::status::{
     Breakdown, ClusterSource, CopyMode, KernelProgram, LearningStatus, MirrorStatus, PortStatus, PortXdpMode, Refused,
     RoutingStatus, SCHEMA, SocketDrops, Status, TablesStatus, UmemStatus, WorkerStatus,
 };
+use crate::trace;
 
 /// Frames move while they are counted worker by worker; so many counts are tried before one that does not add up is told.
 const AUDITS: usize = 5;
@@ -23,8 +26,17 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
     match request {
         Request::Ping => Response::Pong { pid: std::process::id() },
         Request::Status => Response::Status(Box::new(status(daemon))),
+        Request::Trace(question) => match trace::trace(question, &daemon.tables(), &names(daemon)) {
+            Ok(trace) => Response::Trace(Box::new(trace)),
+            Err(error) => Response::Error(error.to_string()),
+        },
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
+}
+
+/// The names of the open ports.
+fn names(daemon: &Daemon) -> BTreeMap<PortId, String> {
+    daemon.ports.open().map(|port| (port.id, port.link.name.clone())).collect()
 }
 
 fn status(daemon: &Daemon) -> Status {
@@ -100,7 +112,7 @@ fn workers(engine: &Engine) -> Vec<WorkerStatus> {
         .map(|id| {
             let (cpu, counters, age_ns) = engine.worker(id);
             let total = |of: &dyn Fn(&podlane_dataplane::worker::PortCounters) -> u64| -> u64 {
-                (0..limits::MAX_PORTS).map(|port| of(counters.port(podlane_dataplane::PortId(port as u16)))).sum()
+                (0..limits::MAX_PORTS).map(|port| of(counters.port(PortId(port as u16)))).sum()
             };
             let sum = |counters: &[Counter]| counters.iter().map(Counter::get).sum::<u64>();
             WorkerStatus {

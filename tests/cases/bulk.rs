@@ -1,6 +1,6 @@
 //! A lot of data, every byte of it checked.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use podlane_tests::bed::{Bed, DataPath, Least};
 use podlane_tests::testbed::{Family, Topology};
 use podlane_tests::traffic::{Datagrams, sniffed};
@@ -127,5 +127,30 @@ pub fn udp_gso(bed: &mut Bed, family: Family) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Bytes and packets that a pod has received.
+fn received(bed: &Bed, pod: &str) -> Result<(u64, u64)> {
+    let text = bed.exec(pod, &["ip", "-s", "-j", "link", "show", "dev", "eth0"])?;
+    let links: serde_json::Value = serde_json::from_str(&text)?;
+    let rx = &links[0]["stats64"]["rx"];
+    let number = |name: &str| rx[name].as_u64().with_context(|| format!("ip told no {name}: {text}"));
+    Ok((number("bytes")?, number("packets")?))
+}
+
+/// What TCP packets come as: in one piece of many segments where the kernel forwards, Podlane's path there included, since
+/// nothing takes segmentation offload from the pod; in frames where workers do.
+pub fn super_frames(bed: &mut Bed, family: Family) -> Result<()> {
+    let way = bed.way("pod1", "pod2", family)?;
+    bed.warm_up(&way)?;
+    let before = received(bed, &way.to)?;
+    bed.tcp(&way, TCP_BYTES, 0)?;
+    let after = received(bed, &way.to)?;
+    ensure!(after.0 - before.0 >= TCP_BYTES, "the pod's interface counted only {} bytes", after.0 - before.0);
+    let mean = (after.0 - before.0) / (after.1 - before.1);
+    let (mtu, keeps) = (bed.shape.mtu as u64, bed.keeps_super_frames(&way)?);
+    ensure!(keeps == (mean > 2 * mtu), "{mean} bytes to a packet at an MTU of {mtu}, super-frames kept: {keeps}");
+    ensure!(keeps || mean <= mtu + 14, "{mean} bytes to a frame at an MTU of {mtu}");
     Ok(())
 }

@@ -12,6 +12,7 @@ mod outside;
 mod ping;
 mod pods;
 mod routes;
+mod trace;
 
 use anyhow::Result;
 use podlane_tests::bed::{Bed, Counters, DataPath, Least};
@@ -145,6 +146,7 @@ fn plain_cases() -> Vec<Case> {
         families("traceroute", ping::traceroute),
         families("fragments", ping::fragments),
         families("udp_gso", bulk::udp_gso),
+        families("super_frames", bulk::super_frames),
         families("pod_to_itself", node::pod_to_itself),
         families("pod_to_node", node::pod_to_node),
         families("node_to_pod", node::node_to_pod),
@@ -161,6 +163,7 @@ fn plain_cases() -> Vec<Case> {
         families("rules", routes::rules),
         families("blackhole", routes::blackhole),
         families("multipath", routes::multipath),
+        podlane_families("trace", trace::agrees_with_traffic),
         podlane_once("idle", lifecycle::idle),
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),

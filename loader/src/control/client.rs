@@ -11,9 +11,14 @@ use serde_json::Value;
 use super::protocol::{PortPath, Request};
 use super::socket::{open_stream, peer};
 use crate::status::{SCHEMA, Status};
+use crate::trace::{Question, Trace};
 
 /// How long an answer is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a neighbour may take to say its MAC address.
+pub const RESOLVE_TIME: Duration = Duration::from_millis(1000);
+/// How long until it is asked for again.
+const RESOLVE_PAUSE: Duration = Duration::from_millis(20);
 /// Bytes of the longest answer that is read. The status of the most ports has about 2 MiB.
 const MAX_ANSWER: u64 = 64 << 20;
 
@@ -101,6 +106,26 @@ pub fn ask_path(
     let value: Value = serde_json::from_str(&answer).map_err(garbled)?;
     let ports = serde_json::from_value(value.get("ports").cloned().unwrap_or_default()).map_err(garbled)?;
     Ok((answer, ports))
+}
+
+/// Asks an instance what becomes of a packet. Returns the answer as it was and as it was understood. An end that the node has
+/// not talked to yet is given [`RESOLVE_TIME`] to answer ARP or neighbour discovery.
+///
+/// # Errors
+/// [`AskError`], also if the daemon does not know an end of the question.
+pub fn ask_trace(instance: &str, question: &Question, patience: Duration) -> Result<(String, Trace), AskError> {
+    let garbled =
+        |error: serde_json::Error| AskError::Garbled { instance: instance.to_owned(), what: error.to_string() };
+    let deadline = Instant::now() + RESOLVE_TIME;
+    loop {
+        let question = Question { may_resolve: Instant::now() < deadline, ..question.clone() };
+        let answer = ask(instance, &super::socket_path(instance), Request::Trace(question), patience)?;
+        let value: Value = serde_json::from_str(&answer).map_err(garbled)?;
+        if value.get("resolving").is_none() {
+            return Ok((answer, serde_json::from_value(value).map_err(garbled)?));
+        }
+        std::thread::sleep(RESOLVE_PAUSE);
+    }
 }
 
 /// Reads a status of this version's schema.

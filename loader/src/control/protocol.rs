@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::status::Status;
+use crate::trace::{Question, Trace};
 
 /// A question: `{"request":"status"}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,9 @@ pub enum Request {
         /// Interfaces; none means all.
         ports: Vec<String>,
     },
+    /// What becomes of a packet: `{"request":"trace","from":"10.244.1.2","to":"10.244.1.3"}` and the other members of
+    /// [`Question`].
+    Trace(Question),
 }
 
 /// The path that a port takes.
@@ -48,7 +52,7 @@ pub enum BadRequest {
 
 impl Request {
     /// All names, for messages.
-    const NAMES: &'static str = "\"ping\", \"status\" and \"path\"";
+    const NAMES: &'static str = "\"ping\", \"status\", \"path\" and \"trace\"";
 
     /// The name on the wire.
     pub const fn name(&self) -> &'static str {
@@ -56,6 +60,7 @@ impl Request {
             Request::Ping => "ping",
             Request::Status => "status",
             Request::Path { .. } => "path",
+            Request::Trace(_) => "trace",
         }
     }
 
@@ -66,6 +71,7 @@ impl Request {
             Some("ping") => Ok(Request::Ping),
             Some("status") => Ok(Request::Status),
             Some("path") => Self::parse_path(&value),
+            Some("trace") => serde_json::from_value(value).map(Request::Trace).map_err(|_| BadRequest::Malformed),
             Some(other) => Err(BadRequest::Unknown(other.to_owned())),
             None => Err(BadRequest::Malformed),
         }
@@ -84,6 +90,11 @@ impl Request {
     pub fn line(&self) -> String {
         let line = match self {
             Request::Path { path, ports } => json!({ "request": self.name(), "path": path, "ports": ports }),
+            Request::Trace(question) => {
+                let mut line = json!(question);
+                line["request"] = json!(self.name());
+                line
+            }
             _ => json!({ "request": self.name() }),
         };
         format!("{line}\n")
@@ -102,6 +113,10 @@ pub enum Response {
     Status(Box<Status>),
     /// To [`Request::Path`]: `{"ports":[…]}`, the ports that were named or all, as they are now.
     Paths(Vec<PortPath>),
+    /// To [`Request::Trace`].
+    Trace(Box<Trace>),
+    /// To [`Request::Trace`]: `{"resolving":true}`. The kernel was told to find out who has an address; ask again in a moment.
+    Resolving,
     /// A sentence: `{"error":"…"}`.
     Error(String),
 }
@@ -112,6 +127,8 @@ impl Serialize for Response {
             Response::Pong { pid } => json!({ "pid": pid }).serialize(serializer),
             Response::Status(status) => status.serialize(serializer),
             Response::Paths(ports) => json!({ "ports": ports }).serialize(serializer),
+            Response::Trace(trace) => trace.serialize(serializer),
+            Response::Resolving => json!({ "resolving": true }).serialize(serializer),
             Response::Error(sentence) => json!({ "error": sentence }).serialize(serializer),
         }
     }
