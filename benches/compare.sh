@@ -18,8 +18,8 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=${HERE%/*}
 readonly HERE ROOT
 readonly PEERS_NODES=(nodes-podlane nodes-kernel nodes-podlane-plain nodes-kernel-plain)
-readonly PEERS_KNOWN=(podlane ovs loop loop-spin podlane-kernel peer bridge bridge-plain "${PEERS_NODES[@]}")
-readonly PEERS_AF_XDP=(podlane ovs loop loop-spin bridge bridge-plain)
+readonly PEERS_KNOWN=(podlane podlane-local ovs loop loop-spin podlane-kernel peer bridge bridge-plain "${PEERS_NODES[@]}")
+readonly PEERS_AF_XDP=(podlane podlane-local ovs loop loop-spin bridge bridge-plain)
 readonly PEERS_KERNEL=(podlane-kernel peer bridge)
 
 REPEATS=3
@@ -34,6 +34,7 @@ readonly WARMUP_SECONDS=1
 readonly PINGS=2000
 readonly PING_INTERVAL=0.0005
 readonly TCP_PORT=5201
+readonly LOCAL_MTU=65000
 readonly BIG_TCP=196608 # bytes of a super-frame with BIG TCP
 readonly CLUSTER_CIDR=10.244.0.0/16,fd00:10:244::/48
 readonly IP6=([1]=fd00:10:244::2 [2]=fd00:10:244::3)
@@ -326,7 +327,7 @@ cleanup() {
 # evidence_NAME fails with WHY when the frames that were just delivered ($1 of them) did not take the peer's own path.
 
 declare -A TITLE=(
-    [podlane]='Podlane, af_xdp' [ovs]='Open vSwitch, type=afxdp' [loop]='bare AF_XDP loop, poll'
+    [podlane]='Podlane, af_xdp' [podlane-local]='Podlane, af_xdp, local_mtu' [ovs]='Open vSwitch, type=afxdp' [loop]='bare AF_XDP loop, poll'
     [loop-spin]='bare AF_XDP loop, spin' [podlane-kernel]='Podlane, kernel' [peer]='bare redirect_peer' [bridge]='Linux bridge' [bridge-plain]="Linux bridge, pods' offloads off"
     [nodes-podlane]='two nodes: Podlane, kernel' [nodes-kernel]='two nodes: kernel routing'
     [nodes-podlane-plain]='two nodes, plain uplink: Podlane, kernel' [nodes-kernel-plain]='two nodes, plain uplink: kernel routing'
@@ -339,6 +340,17 @@ start_podlane() {
     SETTINGS[podlane]="$VERSION; native XDP, copy mode, 1 worker; pods' checksum offload on${PODLANE_ARGS:+; $PODLANE_ARGS}"
 }
 
+start_podlane-local() {
+    podlane_up af_xdp --local-mtu $LOCAL_MTU || return 1
+    wait_for 5 pods_have_local_mtu || { WHY="the pods' interfaces did not get the MTU $LOCAL_MTU" && return 1; }
+    SETTINGS[podlane-local]="as Podlane, af_xdp, and local_mtu = $LOCAL_MTU${PODLANE_ARGS:+; $PODLANE_ARGS}"
+}
+
+pods_have_local_mtu() {
+    local n
+    for n in 1 2; do [[ $(in_ns "${POD[n]}" cat /sys/class/net/eth0/mtu) == "$LOCAL_MTU" ]] || return 1; done
+}
+
 start_podlane-kernel() {
     podlane_up kernel || return 1
     # It forwards in the kernel, on the time of whoever sends; the daemon has no part in it.
@@ -346,14 +358,14 @@ start_podlane-kernel() {
     SETTINGS[podlane-kernel]="$VERSION; tcx; all offloads as the kernel sets them; gro on at veth-pod1 for xdp frames only${PODLANE_ARGS:+; $PODLANE_ARGS}"
 }
 
-podlane_up() { # PATH
+podlane_up() { # PATH [OPTION…]
     [[ -x $PODLANE_BIN ]] || { WHY="there is no program $PODLANE_BIN" && return 1; }
     VERSION=$("$PODLANE_BIN" --version 2>&1 | head -n1) || true
     bridge_up || { WHY='the bridge did not come up' && return 1; }
     echo 'uplinks = []' >"$WORK/podlane.toml"
     # shellcheck disable=SC2086 # PODLANE_ARGS is a list of words
     launch "$WORK/podlane.log" ip netns exec "$NODE" "$PODLANE_BIN" run --config "$WORK/podlane.toml" --bridge cbr0 --cluster-cidr "$CLUSTER_CIDR" \
-        --path "$1" --instance "$PREFIX" --workers 1 --cpus "$FORWARDER_CPU" ${PODLANE_ARGS:-}
+        --path "$@" --instance "$PREFIX" --workers 1 --cpus "$FORWARDER_CPU" ${PODLANE_ARGS:-}
     FORWARDER=$LAUNCHED
     wait_for 20 podlane_is_ready_or_gone
     grep -q 'podlane is ready' "$WORK/podlane.log" || {
@@ -389,6 +401,7 @@ start_nodes-kernel-plain() { start_nodes-kernel; }
 uplink_offloads() { if [[ $PEER == *-plain ]]; then echo 'without tso and gso'; else echo 'with all offloads'; fi; }
 
 evidence_podlane() { podlane_counted forwarded "$1"; }
+evidence_podlane-local() { podlane_counted forwarded "$1"; }
 evidence_podlane-kernel() { podlane_counted repeated "$1"; }
 
 evidence_nodes-podlane() {
@@ -655,6 +668,8 @@ measure_peer() {
     [[ $PEER != nodes-* ]] || { measure_nodes && return 0 || return 1; }
     net_up || { WHY="the pods' namespaces could not be made" && return 1; }
     "start_$PEER" && check_frames || return 1
+    # The small frames are the same with it; what differs is what TCP makes of it.
+    [[ $PEER != podlane-local ]] || { measure_tcp 1 2 tcp_gbit && measure_tcp 2 1 tcp_back_gbit && evidence_podlane-local 1 && measure_ping && return 0 || return 1; }
     measure_idle || return 1
     xdp_frames_possible on
     measure_rate xdp xdp || return 1

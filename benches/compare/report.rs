@@ -77,10 +77,11 @@ const KERNEL: &str = "podlane-kernel";
 const NODES: &str = "nodes-podlane";
 const NODES_PLAIN: &str = "nodes-podlane-plain";
 
-const PROMISES: [Promise; 19] = [
+const PROMISES: [Promise; 20] = [
     promise("64 bytes, Podlane / Open vSwitch", "podlane", "xdp_mpps", &["ovs"], Better::Higher, 1.0),
     promise("64 bytes, Podlane / bare loop", "podlane", "xdp_mpps", &["loop", "loop-spin"], Better::Higher, 0.9),
     promise("TCP, Podlane / Open vSwitch", "podlane", "tcp_gbit", &["ovs"], Better::Higher, 1.0),
+    promise("TCP, Podlane with local_mtu / Open vSwitch", "podlane-local", "tcp_gbit", &["ovs"], Better::Higher, 1.5),
     promise("64 bytes xdp, kernel path / bridge", KERNEL, "xdp_mpps", &["bridge"], Better::Higher, 1.8),
     promise("64 bytes skb, kernel path / bridge", KERNEL, "skb_mpps", &["bridge"], Better::Higher, 1.4),
     promise("64 bytes xdp, kernel path / bare redirect", KERNEL, "xdp_mpps", &["peer"], Better::Higher, 0.9),
