@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod engine;
 pub mod explain;
 pub mod kernel;
+pub mod metrics;
 pub mod mirror;
 pub mod ports;
 mod report;

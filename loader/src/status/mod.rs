@@ -464,4 +464,4 @@ pub fn sentence(reason: &str) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

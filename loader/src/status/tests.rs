@@ -39,7 +39,7 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
 }
 
 /// A busy pod, an idle uplink, and the host port.
-fn example() -> Status {
+pub(crate) fn example() -> Status {
     let pod = PortStatus {
         rx_packets: 1_234_597,
         rx_bytes: 79_014_208,

@@ -1,0 +1,336 @@
+//! Metrics in OpenMetrics text: everything that `podlane status` tells, for Prometheus and what reads its format.
+//!
+//! Names follow Prometheus' conventions: `podlane_` in front, base units, counters end in `_total`. The text is made from a
+//! [`Status`], so that metrics and status cannot disagree, and nothing is counted for metrics alone.
+
+pub mod http;
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::status::{Breakdown, PortStatus, Status, WorkerStatus};
+
+/// The media type of the text.
+pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The text.
+///
+/// # Errors
+/// Never in practice: writing to a string does not fail.
+pub fn encode(status: Status) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("podlane");
+    registry.register_collector(Box::new(Snapshot(status)));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Snapshot(Status);
+
+/// Label and value.
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+/// The metrics of one name, by their labels.
+struct Family<'e> {
+    encoder: MetricEncoder<'e>,
+}
+
+impl Family<'_> {
+    /// The only metric of this name.
+    fn only_counter(self, value: u64) -> fmt::Result {
+        ConstCounter::new(value).encode(self.encoder)
+    }
+
+    /// The only metric of this name.
+    fn only_gauge(self, value: f64) -> fmt::Result {
+        ConstGauge::new(value).encode(self.encoder)
+    }
+
+    fn counter(&mut self, labels: &Labels<'_>, value: u64) -> fmt::Result {
+        ConstCounter::new(value).encode(self.encoder.encode_family(labels)?)
+    }
+
+    fn gauge(&mut self, labels: &Labels<'_>, value: f64) -> fmt::Result {
+        ConstGauge::new(value).encode(self.encoder.encode_family(labels)?)
+    }
+}
+
+/// A number of the program's and one of the workers'.
+type ByBoth = fn(&PortStatus) -> [u64; 2];
+/// A number of one worker.
+type OfWorker = fn(&WorkerStatus) -> u64;
+
+/// Where a port's packets went, by who let them go there: the program in the kernel, or a worker.
+const PROGRAM: (&str, &str) = ("by", "program");
+const WORKER: (&str, &str) = ("by", "worker");
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.daemon(&mut encoder)?;
+        self.ports(&mut encoder)?;
+        self.port_outcomes(&mut encoder)?;
+        self.workers(&mut encoder)?;
+        self.tables(&mut encoder)?;
+        self.mirror(&mut encoder)
+    }
+}
+
+fn counters<'e>(
+    encoder: &'e mut DescriptorEncoder<'_>,
+    name: &'e str,
+    help: &'e str,
+    unit: Option<&'e Unit>,
+) -> Result<Family<'e>, fmt::Error> {
+    Ok(Family { encoder: encoder.encode_descriptor(name, help, unit, MetricType::Counter)? })
+}
+
+fn gauges<'e>(
+    encoder: &'e mut DescriptorEncoder<'_>,
+    name: &'e str,
+    help: &'e str,
+    unit: Option<&'e Unit>,
+) -> Result<Family<'e>, fmt::Error> {
+    Ok(Family { encoder: encoder.encode_descriptor(name, help, unit, MetricType::Gauge)? })
+}
+
+fn word(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+impl Snapshot {
+    fn daemon(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let status = &self.0;
+        let labels =
+            vec![("version", status.version.as_str()), ("instance_name", &status.instance), ("path", &status.path)];
+        gauges(encoder, "build_info", "Version, name and path of the daemon", None)?.gauge(&labels, 1.0)?;
+        gauges(encoder, "uptime", "Time since the daemon started", Some(&Unit::Seconds))?
+            .only_gauge(status.uptime_s)?;
+        let balanced = if status.accounts_balance { 1.0 } else { 0.0 };
+        gauges(
+            encoder,
+            "accounts_balanced",
+            "1 if every received packet and every UMEM frame is accounted for; 0 is usual while traffic flows",
+            None,
+        )?
+        .only_gauge(balanced)?;
+        gauges(encoder, "refused_interfaces", "Interfaces that would be ports but are left to the kernel", None)?
+            .only_gauge(status.refused.len() as f64)?;
+        let mut routing = gauges(
+            encoder,
+            "accelerated",
+            "1 if packets of this kind are forwarded, 0 if all are left to the kernel",
+            None,
+        )?;
+        for (kind, state) in
+            [("ipv4", &status.routing.ipv4), ("ipv6", &status.routing.ipv6), ("bridging", &status.routing.bridging)]
+        {
+            routing.gauge(&vec![("kind", kind)], if state == "on" { 1.0 } else { 0.0 })?;
+        }
+        Ok(())
+    }
+
+    fn ports(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let ports = &self.0.ports;
+        let mut info = gauges(encoder, "port_info", "What a port is; the value is its interface index", None)?;
+        for port in ports {
+            let (kind, mode) = (word(&port.kind), word(&port.xdp_mode));
+            let labels = vec![
+                ("port", port.name.as_str()),
+                ("kind", &kind),
+                ("path", &port.path),
+                ("xdp_mode", &mode),
+                ("state", &port.state),
+            ];
+            info.gauge(&labels, f64::from(port.ifindex))?;
+        }
+        let mut up = gauges(encoder, "port_forwarding", "1 if frames may enter and leave through the port", None)?;
+        for port in ports {
+            up.gauge(&vec![("port", &port.name)], if port.state == "forwarding" { 1.0 } else { 0.0 })?;
+        }
+        let mut mtu = gauges(encoder, "port_mtu", "Largest IP packet", Some(&Unit::Bytes))?;
+        for port in ports {
+            mtu.gauge(&vec![("port", &port.name)], f64::from(port.mtu))?;
+        }
+        let each: [(&str, &str, Option<&Unit>, ByBoth); 4] = [
+            ("port_forwarded_packets", "Packets that came in through the port and were forwarded", None, |port| {
+                [port.repeated, port.forwarded]
+            }),
+            ("port_forwarded", "Their bytes, Ethernet header included", Some(&Unit::Bytes), |port| {
+                [port.repeated_bytes, port.forwarded_bytes]
+            }),
+            ("port_transmitted_packets", "Packets forwarded out of the port", None, |port| {
+                [port.repeated_out, port.tx_packets]
+            }),
+            ("port_transmitted", "Their bytes", Some(&Unit::Bytes), |port| [port.repeated_out_bytes, port.tx_bytes]),
+        ];
+        for (name, help, unit, value) in each {
+            let mut family = counters(encoder, name, help, unit)?;
+            for port in ports {
+                for (by, value) in [PROGRAM, WORKER].into_iter().zip(value(port)) {
+                    family.counter(&vec![("port", &port.name), by], value)?;
+                }
+            }
+        }
+        let mut received = counters(
+            encoder,
+            "port_received_packets",
+            "Packets that the port's program saw; a segmentation super-frame counts once",
+            None,
+        )?;
+        for port in ports {
+            received.counter(&vec![("port", &port.name)], port.rx_packets)?;
+        }
+        let mut received =
+            counters(encoder, "port_received", "Their bytes, Ethernet header included", Some(&Unit::Bytes))?;
+        for port in ports {
+            received.counter(&vec![("port", &port.name)], port.rx_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// What was not forwarded, by reason; `podlane explain` knows them all.
+    fn port_outcomes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let ports = &self.0.ports;
+        let mut passed = counters(
+            encoder,
+            "port_passed_packets",
+            "Packets left to the kernel, which handles them as without Podlane",
+            None,
+        )?;
+        for port in ports {
+            by_reason(&mut passed, port, PROGRAM, &port.passed)?;
+            by_reason(&mut passed, port, WORKER, &port.kernel)?;
+        }
+        let mut dropped =
+            counters(encoder, "port_dropped_packets", "Packets that came in through the port and were lost", None)?;
+        for port in ports {
+            by_reason(&mut dropped, port, WORKER, &port.dropped)?;
+            let drops = port.socket_drops;
+            for (reason, count) in [
+                ("rx_ring_full", drops.rx_ring_full),
+                ("fill_ring_empty", drops.fill_ring_empty),
+                ("other", drops.other),
+            ] {
+                dropped.counter(&vec![("port", &port.name), ("by", "socket"), ("reason", reason)], count)?;
+            }
+        }
+        let mut dropped = counters(
+            encoder,
+            "port_transmit_dropped_packets",
+            "Packets handed to this port's worker that it could not send",
+            None,
+        )?;
+        for port in ports {
+            by_reason(&mut dropped, port, WORKER, &port.tx_dropped)?;
+        }
+        Ok(())
+    }
+
+    fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let workers: Vec<_> = self.0.workers.iter().map(|worker| (worker.id.to_string(), worker)).collect();
+        let mut age =
+            gauges(encoder, "worker_heartbeat_age", "Time since the worker's last sign of life", Some(&Unit::Seconds))?;
+        for (id, worker) in &workers {
+            age.gauge(&vec![("worker", id)], worker.heartbeat_age_ms / 1000.0)?;
+        }
+        let each: [(&str, &str, OfWorker); 10] = [
+            ("worker_received_packets", "Packets taken from RX rings", |worker| worker.rx),
+            ("worker_forwarded_packets", "Of these, forwarded", |worker| worker.forwarded),
+            ("worker_passed_packets", "Of these, handed to the kernel", |worker| worker.kernel),
+            ("worker_dropped_packets", "Of these, dropped", |worker| worker.dropped),
+            ("worker_batches", "Batches of received packets", |worker| worker.batches),
+            ("worker_sleeps", "Times that it went to sleep", |worker| worker.sleeps),
+            ("worker_wakeups", "Times that something else than its timer woke it", |worker| worker.wakeups),
+            ("worker_transmit_syscalls", "System calls to transmit", |worker| worker.tx_syscalls),
+            ("worker_handed_over_packets", "Packets handed to other workers", |worker| worker.handoff_out),
+            ("worker_taken_over_packets", "Packets taken from other workers", |worker| worker.handoff_in),
+        ];
+        for (name, help, value) in each {
+            let mut family = counters(encoder, name, help, None)?;
+            for (id, worker) in &workers {
+                family.counter(&vec![("worker", id)], value(worker))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tables(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (tables, umem) = (&self.0.tables, &self.0.umem);
+        let sizes = [
+            ("fdb", tables.fdb, Some(tables.fdb_limit)),
+            ("neighbours", tables.neighbours, Some(tables.neighbour_limit)),
+            ("routes_ipv4", tables.routes_ipv4, Some(tables.route_limit)),
+            ("routes_ipv6", tables.routes_ipv6, Some(tables.route_limit)),
+            ("next_hops", tables.next_hops, None),
+        ];
+        let mut entries = gauges(encoder, "table_entries", "Entries of a table", None)?;
+        for (table, count, _) in sizes {
+            entries.gauge(&vec![("table", table)], count as f64)?;
+        }
+        let mut limits = gauges(encoder, "table_limit", "Most entries that a table can have", None)?;
+        for (table, _, limit) in sizes {
+            let Some(limit) = limit else { continue };
+            limits.gauge(&vec![("table", table)], limit as f64)?;
+        }
+        counters(encoder, "table_generations", "Snapshots of the tables that were put in force", None)?
+            .only_counter(tables.generation)?;
+        let mut frames = gauges(encoder, "umem_frames", "UMEM frames by the place where they are", None)?;
+        for (place, count) in [
+            ("free", umem.free),
+            ("fill", umem.fill),
+            ("rx", umem.rx),
+            ("worker", umem.worker),
+            ("handoff", umem.handoff),
+            ("tx", umem.tx),
+        ] {
+            frames.gauge(&vec![("place", place)], count as f64)?;
+        }
+        gauges(encoder, "umem_frames_limit", "UMEM frames in all", None)?.only_gauge(umem.frames as f64)
+    }
+
+    fn mirror(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (mirror, learning) = (&self.0.mirror, &self.0.learning);
+        let each = [
+            ("netlink_messages", "Netlink messages received", mirror.messages),
+            ("netlink_redumps", "Times that all of the kernel's tables were read anew", mirror.redumps),
+            ("netlink_overruns", "Times that the kernel lost messages for us", mirror.overruns),
+            ("learning_reports", "New or moved MAC addresses that workers saw", learning.reports),
+            ("learning_accepted", "Of these, told to the bridge", learning.accepted),
+            ("learning_limited", "Sightings that a limit suppressed", learning.limited),
+        ];
+        for (name, help, value) in each {
+            counters(encoder, name, help, None)?.only_counter(value)?;
+        }
+        let mut took = gauges(
+            encoder,
+            "table_change_duration",
+            "From reading a change of the kernel's tables to its being in force on both paths",
+            Some(&Unit::Seconds),
+        )?;
+        took.gauge(&vec![("which", "last")], mirror.last_change_us as f64 / 1e6)?;
+        took.gauge(&vec![("which", "slowest")], mirror.slowest_change_us as f64 / 1e6)
+    }
+}
+
+/// Absent reasons have not occurred yet.
+fn by_reason(
+    family: &mut Family<'_>,
+    port: &PortStatus,
+    by: (&'static str, &'static str),
+    parts: &Breakdown,
+) -> fmt::Result {
+    for (reason, count) in &parts.by_reason {
+        family.counter(&vec![("port", &port.name), by, ("reason", reason)], *count)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
