@@ -17,6 +17,8 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
         checksum_metadata: true,
         state: "forwarding".to_owned(),
         mtu: 1500,
+        big_tcp: None,
+        local_mtu: None,
         why: None,
         rx_packets: 0,
         rx_bytes: 0,
