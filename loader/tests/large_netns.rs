@@ -6,9 +6,11 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sched::{CloneFlags, setns, unshare};
+use podlane::large::link::{self, Sizes};
 use podlane::large::{Large, Node, Wish};
-use podlane::mirror::Mirror;
+use podlane::mirror::{Mirror, RequestSocket};
 
 /// Runs `test` in a thread with a network namespace of its own, which ends with the thread.
 fn in_namespace(name: &str, test: impl FnOnce(&str) + Send + 'static) {
@@ -78,15 +80,24 @@ impl Pod {
         [mtu(run(&format!("ip link show veth{}", self.number))), mtu(self.inside("ip link show eth0"))]
     }
 
-    /// The sizes of both ends, as sysfs does not tell all of them: GSO and GRO.
-    fn sizes(&self) -> Vec<String> {
-        let sizes = |text: String| -> Vec<String> {
-            let words: Vec<&str> = text.split_whitespace().collect();
-            let named = words.windows(2).filter(|pair| pair[0].ends_with("max_size") && pair[0].starts_with('g'));
-            named.map(|pair| pair[1].to_owned()).collect()
+    /// IPv4 segmentation sizes of both ends.
+    fn sizes(&self) -> [Sizes; 2] {
+        let read = |requests: &mut RequestSocket, line: String| {
+            let index = line.split(':').next().and_then(|index| index.parse().ok()).expect("an index");
+            link::read(requests, index).unwrap().expect("an interface").sizes.expect("Linux 6.3")
         };
-        [sizes(run(&format!("ip -d link show veth{}", self.number))), sizes(self.inside("ip -d link show eth0"))]
-            .concat()
+        let host = run(&format!("ip -o link show veth{}", self.number));
+        let [mut here, mut there] = [RequestSocket::open(NETLINK_ROUTE).unwrap(), self.socket()];
+        [read(&mut here, host), read(&mut there, self.inside("ip -o link show eth0"))]
+    }
+
+    fn socket(&self) -> RequestSocket {
+        let home = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let there = std::fs::File::open(format!("/proc/{}/ns/net", self.process.id())).unwrap();
+        setns(there.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+        let socket = RequestSocket::open(NETLINK_ROUTE).unwrap();
+        setns(home.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+        socket
     }
 
     /// Routes of all tables, without those that the kernel makes.
@@ -187,7 +198,7 @@ fn a_killed_daemon_is_cleaned_up_after() {
         let mut large = Large::open(mtu(4000), instance).unwrap();
         follow(&mut large, true);
         assert_eq!(pods.each_ref().map(Pod::mtus), [[4000; 2]; 2]);
-        assert!(pods[0].sizes().iter().all(|size| size == "65536"), "{:?}", pods[0].sizes());
+        assert_eq!(pods[0].sizes(), [Sizes::both(65_536); 2]);
         drop(large);
         // And the one after that nothing.
         let mut large = Large::open(Wish::default(), instance).unwrap();
@@ -231,16 +242,14 @@ fn sizes_come_with_the_kernel_path_and_go_with_it() {
         follow(&mut large, false);
         assert_eq!(pods.each_ref().map(Pod::sizes), before, "not on the af_xdp path");
         follow(&mut large, true);
-        let all =
-            |size: &str| pods.iter().all(|pod| pod.sizes().len() >= 4 && pod.sizes().iter().all(|now| now == size));
-        assert!(all("196608"), "{:?}", pods.each_ref().map(Pod::sizes));
+        assert_eq!(pods.each_ref().map(Pod::sizes), [[Sizes::both(196_608); 2]; 2]);
         follow(&mut large, false);
         assert_eq!(pods.each_ref().map(Pod::sizes), before);
         follow(&mut large, true);
         // Somebody else's change stays.
-        pods[1].inside("ip link set eth0 gso_max_size 70000");
+        pods[1].inside("ip link set eth0 gso_max_size 60000"); // which the IPv4 size follows
         large.end();
         assert_eq!(pods[0].sizes(), before[0]);
-        assert!(pods[1].sizes().contains(&"70000".to_owned()));
+        assert_eq!(pods[1].sizes()[1], Sizes { gso: 60_000, gro: 196_608 });
     });
 }

@@ -14,31 +14,26 @@ use serde::{Deserialize, Serialize};
 use crate::mirror::socket;
 use crate::mirror::{NetlinkError, RequestSocket};
 
-/// Up to how many bytes an interface merges what it receives, and takes what is to be cut when it sends.
+/// Up to how many bytes of IPv4 an interface merges what it receives, and takes what is to be cut when it sends
+/// (Linux 6.3).
+///
+/// IPv6 has sizes of its own (`gso_max_size`, `gro_max_size`), which are left alone: there a packet beyond 65,535 bytes
+/// carries a jumbo header while it is inside of the kernel, and routing counts these 8 bytes into the segments that it will
+/// become (`ip6_pkt_too_big`, `skb_gso_network_seglen`). So the kernel's own routing refuses every such packet whose
+/// segments fill the MTU, and TCP that leaves a pod through it falls from gigabits to some megabits per second (seen on
+/// Linux 6.18).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Sizes {
-    /// `gso_max_size`.
+    /// `gso_ipv4_max_size`.
     pub gso: u32,
-    /// `gro_max_size`.
+    /// `gro_ipv4_max_size`.
     pub gro: u32,
-    /// `gso_ipv4_max_size`; `None` before Linux 6.3, where IPv4 has at most 65,536.
-    pub gso_ipv4: Option<u32>,
-    /// `gro_ipv4_max_size`, likewise.
-    pub gro_ipv4: Option<u32>,
 }
 
 impl Sizes {
-    /// All of them `bytes`, as far as this kernel has them.
-    pub fn all(self, bytes: u32) -> Sizes {
-        Sizes { gso: bytes, gro: bytes, gso_ipv4: self.gso_ipv4.map(|_| bytes), gro_ipv4: self.gro_ipv4.map(|_| bytes) }
-    }
-
-    /// In an order that the kernel keeps: it makes the IPv4 sizes follow the others where these are at most 65,536.
-    fn attributes(self) -> Vec<LinkAttribute> {
-        let mut attributes = vec![LinkAttribute::GsoMaxSize(self.gso), LinkAttribute::GroMaxSize(self.gro)];
-        attributes.extend(self.gso_ipv4.map(LinkAttribute::GsoIpv4MaxSize));
-        attributes.extend(self.gro_ipv4.map(LinkAttribute::GroIpv4MaxSize));
-        attributes
+    /// Both of them `bytes`.
+    pub fn both(bytes: u32) -> Sizes {
+        Sizes { gso: bytes, gro: bytes }
     }
 }
 
@@ -49,8 +44,8 @@ pub struct State {
     pub mtu: u32,
     /// The index of its other end, in that end's namespace.
     pub peer: Option<u32>,
-    /// Its sizes.
-    pub sizes: Sizes,
+    /// Its sizes; `None` before Linux 6.3.
+    pub sizes: Option<Sizes>,
 }
 
 /// Reads the interface `ifindex`. `None`: there is none.
@@ -75,8 +70,6 @@ pub fn read(requests: &mut RequestSocket, ifindex: u32) -> Result<Option<State>,
 fn state(payload: &[u8]) -> State {
     const HEADER: usize = 16;
     // Of linux/if_link.h.
-    const GSO_MAX_SIZE: u16 = 41;
-    const GRO_MAX_SIZE: u16 = 58;
     const GSO_IPV4_MAX_SIZE: u16 = 63;
     const GRO_IPV4_MAX_SIZE: u16 = 64;
     let mut state = State::default();
@@ -85,10 +78,8 @@ fn state(payload: &[u8]) -> State {
         match nla.kind() {
             libc::IFLA_MTU => state.mtu = value,
             libc::IFLA_LINK => state.peer = Some(value),
-            GSO_MAX_SIZE => state.sizes.gso = value,
-            GRO_MAX_SIZE => state.sizes.gro = value,
-            GSO_IPV4_MAX_SIZE => state.sizes.gso_ipv4 = Some(value),
-            GRO_IPV4_MAX_SIZE => state.sizes.gro_ipv4 = Some(value),
+            GSO_IPV4_MAX_SIZE => state.sizes.get_or_insert_default().gso = value,
+            GRO_IPV4_MAX_SIZE => state.sizes.get_or_insert_default().gro = value,
             _ => {}
         }
     }
@@ -106,10 +97,11 @@ pub fn set_mtu(requests: &mut RequestSocket, ifindex: u32, mtu: u32) -> Result<(
 /// Sets an interface's sizes.
 ///
 /// # Errors
-/// If the kernel refuses, as one before 5.19 does beyond 65,536 bytes.
+/// If the kernel refuses.
 pub fn set_sizes(requests: &mut RequestSocket, ifindex: u32, sizes: Sizes) -> Result<(), NetlinkError> {
-    let action = format!("set the segmentation sizes of interface {ifindex} to {}", sizes.gso);
-    set(requests, ifindex, sizes.attributes(), &action)
+    let action = format!("set the IPv4 segmentation sizes of interface {ifindex} to {}", sizes.gso);
+    let sizes = vec![LinkAttribute::GsoIpv4MaxSize(sizes.gso), LinkAttribute::GroIpv4MaxSize(sizes.gro)];
+    set(requests, ifindex, sizes, &action)
 }
 
 fn set(

@@ -89,6 +89,12 @@ pub enum LargeError {
         /// The host end.
         name: String,
     },
+    /// The kernel does not have the sizes.
+    #[error("{name}: this kernel has no segmentation sizes for IPv4; they came with Linux 6.3")]
+    TooOld {
+        /// The host end.
+        name: String,
+    },
     /// An interface went away while it was changed.
     #[error("{name} is gone")]
     Gone {
@@ -108,11 +114,12 @@ pub enum LargeError {
 impl LargeError {
     /// Whether the kernel does not know the value, whatever the port.
     fn is_refusal(&self) -> bool {
-        let errno = match self {
-            LargeError::Netlink { source, .. } => source.errno(),
-            _ => None,
-        };
-        matches!(errno, Some(libc::EINVAL | libc::ERANGE | libc::EOPNOTSUPP))
+        match self {
+            LargeError::Netlink { source, .. } => {
+                matches!(source.errno(), Some(libc::EINVAL | libc::ERANGE | libc::EOPNOTSUPP))
+            }
+            other => matches!(other, LargeError::TooOld { .. }),
+        }
     }
 }
 
@@ -376,7 +383,6 @@ impl Large {
             let Ok(pod) = node.pod(*ifindex) else { continue };
             match self.give_sizes(&pod, bytes) {
                 Ok(held) => {
-                    self.say_ipv4(&held);
                     self.held.sizes.insert(*ifindex, held);
                     self.unwritten = true;
                 }
@@ -397,21 +403,17 @@ impl Large {
         }
     }
 
-    fn say_ipv4(&mut self, held: &Held<Sizes>) {
-        if held.put[0].gso_ipv4.is_none() {
-            self.note(BIG_TCP, Some("big_tcp is in force for IPv6 only: IPv4 needs Linux 6.3".to_owned()));
-        }
-    }
-
     /// The pod's end first: it is the one that may not be reached.
     fn give_sizes(&mut self, pod: &Pod, bytes: u32) -> Result<Held<Sizes>, LargeError> {
-        let host = read(&mut self.requests, pod, pod.ifindex)?.sizes;
+        let too_old = || LargeError::TooOld { name: pod.name.clone() };
+        let host = read(&mut self.requests, pod, pod.ifindex)?.sizes.ok_or_else(too_old)?;
+        let put = Sizes::both(bytes);
         let inner = self.visit(pod, |inside| {
-            let found = read_inner(inside, pod)?.sizes;
-            link::set_sizes(inside, pod.peer, found.all(bytes)).map_err(|error| pod.failed(error))?;
+            let found = read_inner(inside, pod)?.sizes.ok_or_else(too_old)?;
+            link::set_sizes(inside, pod.peer, put).map_err(|error| pod.failed(error))?;
             Ok(found)
         })?;
-        let held = Held { pod: pod.clone(), found: [host, inner], put: [host.all(bytes), inner.all(bytes)] };
+        let held = Held { pod: pod.clone(), found: [host, inner], put: [put; 2] };
         if let Err(error) = link::set_sizes(&mut self.requests, pod.ifindex, held.put[0]) {
             self.restore_sizes(&held);
             return Err(pod.failed(error));
@@ -608,7 +610,7 @@ fn read_inner(inside: &mut RequestSocket, pod: &Pod) -> Result<State, LargeError
 
 /// Gives sizes back unless somebody has changed them meanwhile.
 fn back(requests: &mut RequestSocket, pod: &Pod, ifindex: u32, found: Sizes, put: Sizes) -> Result<(), LargeError> {
-    if read(requests, pod, ifindex)?.sizes != put || found == put {
+    if read(requests, pod, ifindex)?.sizes != Some(put) || found == put {
         return Ok(());
     }
     link::set_sizes(requests, ifindex, found).map_err(|error| pod.failed(error))
