@@ -127,12 +127,21 @@ fn node() -> [Pod; 2] {
 
 /// One turn of the daemon's loop.
 fn follow(large: &mut Large, kernel_path: bool) {
+    follow_without(large, kernel_path, "");
+}
+
+/// The same, with one member of the bridge that is left to the kernel.
+fn follow_without(large: &mut Large, kernel_path: bool, skip: &str) {
     let mut mirror = Mirror::open().unwrap();
     mirror.dump().unwrap();
     let world = mirror.world();
     let bridge = world.link_named("cbr0").map(|link| link.ifindex);
-    let pods: BTreeSet<u32> =
-        world.links.values().filter(|link| link.master == bridge).map(|link| link.ifindex).collect();
+    let pods: BTreeSet<u32> = world
+        .links
+        .values()
+        .filter(|link| link.master == bridge && link.name != skip)
+        .map(|link| link.ifindex)
+        .collect();
     let kernel_path = if kernel_path { pods.clone() } else { BTreeSet::new() };
     large.follow(&Node { world, bridge, host_port: [0, 0], pods, kernel_path, uplinks: vec!["eth0"] });
 }
@@ -227,6 +236,14 @@ fn one_pod_that_cannot_be_changed_leaves_all_as_they_are() {
             "{notes:?}"
         );
         // A narrow member that is no pod, and a value that the uplink has already, are told as well.
+        pods[1].inside("ip route del 10.9.0.0/24");
+        let mut large = Large::open(mtu(9000), instance).unwrap();
+        follow(&mut large, false);
+        assert_eq!(pods.each_ref().map(Pod::mtus), [[9000; 2]; 2]);
+        large.end();
+        follow_without(&mut large, false, "veth3");
+        assert_eq!(pods.each_ref().map(Pod::mtus), [[1500; 2]; 2]);
+        assert!(large.notes().any(|note| note.contains("veth3 is a member of the bridge with a smaller MTU")));
         let mut large = Large::open(mtu(1500), instance).unwrap();
         follow(&mut large, false);
         assert!(large.notes().any(|note| note.contains("the uplinks' MTU is 1500 already")));

@@ -223,6 +223,14 @@ fn packets_on_their_way_are_shown_instead_of_hidden() {
 }
 
 #[test]
+fn large_frames_are_shown_where_they_are_set() {
+    let mut status = example();
+    assert!(!status.render().contains("inside of the node"));
+    (status.ports[1].big_tcp, status.ports[1].local_mtu) = (Some(196_608), Some(65_000));
+    assert!(status.render().contains("\n      BIG TCP up to 196,608 bytes, MTU 65000 inside of the node\n"));
+}
+
+#[test]
 fn counters_become_names() {
     let mut counters = [0; PassReason::COUNT];
     counters[PassReason::Ttl as usize] = 3;
