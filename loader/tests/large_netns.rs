@@ -247,6 +247,7 @@ fn one_pod_that_cannot_be_changed_leaves_all_as_they_are() {
         let mut large = Large::open(mtu(1500), instance).unwrap();
         follow(&mut large, false);
         assert!(large.notes().any(|note| note.contains("the uplinks' MTU is 1500 already")));
+        large.end();
     });
 }
 
