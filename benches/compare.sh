@@ -18,9 +18,9 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=${HERE%/*}
 readonly HERE ROOT
 readonly PEERS_NODES=(nodes-podlane nodes-kernel nodes-podlane-plain nodes-kernel-plain)
-readonly PEERS_KNOWN=(podlane podlane-local ovs loop loop-spin podlane-kernel peer bridge bridge-plain "${PEERS_NODES[@]}")
+readonly PEERS_KNOWN=(podlane podlane-local ovs loop loop-spin podlane-kernel podlane-big peer bridge bridge-plain "${PEERS_NODES[@]}")
 readonly PEERS_AF_XDP=(podlane podlane-local ovs loop loop-spin bridge bridge-plain)
-readonly PEERS_KERNEL=(podlane-kernel peer bridge)
+readonly PEERS_KERNEL=(podlane-kernel podlane-big peer bridge)
 
 REPEATS=3
 SECONDS_MEASURED=3
@@ -35,9 +35,8 @@ readonly PINGS=2000
 readonly PING_INTERVAL=0.0005
 readonly TCP_PORT=5201
 readonly LOCAL_MTU=65000
-readonly BIG_TCP=196608 # bytes of a super-frame with BIG TCP
+readonly BIG_TCP=262144
 readonly CLUSTER_CIDR=10.244.0.0/16,fd00:10:244::/48
-readonly IP6=([1]=fd00:10:244::2 [2]=fd00:10:244::3)
 readonly IP=([1]=10.244.1.2 [2]=10.244.1.3)
 readonly MAC=([1]=02:00:00:00:01:01 [2]=02:00:00:00:01:02)
 readonly GATEWAY=10.244.1.1/24
@@ -328,7 +327,7 @@ cleanup() {
 
 declare -A TITLE=(
     [podlane]='Podlane, af_xdp' [podlane-local]='Podlane, af_xdp, local_mtu' [ovs]='Open vSwitch, type=afxdp' [loop]='bare AF_XDP loop, poll'
-    [loop-spin]='bare AF_XDP loop, spin' [podlane-kernel]='Podlane, kernel' [peer]='bare redirect_peer' [bridge]='Linux bridge' [bridge-plain]="Linux bridge, pods' offloads off"
+    [loop-spin]='bare AF_XDP loop, spin' [podlane-kernel]='Podlane, kernel' [podlane-big]='Podlane, kernel, big_tcp' [peer]='bare redirect_peer' [bridge]='Linux bridge' [bridge-plain]="Linux bridge, pods' offloads off"
     [nodes-podlane]='two nodes: Podlane, kernel' [nodes-kernel]='two nodes: kernel routing'
     [nodes-podlane-plain]='two nodes, plain uplink: Podlane, kernel' [nodes-kernel-plain]='two nodes, plain uplink: kernel routing'
 )
@@ -402,6 +401,7 @@ uplink_offloads() { if [[ $PEER == *-plain ]]; then echo 'without tso and gso'; 
 
 evidence_podlane() { podlane_counted forwarded "$1"; }
 evidence_podlane-local() { podlane_counted forwarded "$1"; }
+evidence_podlane-big() { podlane_counted repeated "$1"; }
 evidence_podlane-kernel() { podlane_counted repeated "$1"; }
 
 evidence_nodes-podlane() {
@@ -420,6 +420,18 @@ podlane_counted() { # COUNTER LEAST [NODE INSTANCE]
     ((forwarded >= $2)) || {
         WHY="$2 frames arrived, but only $forwarded are counted as $1: they went another way" && return 1
     }
+}
+
+start_podlane-big() {
+    podlane_up kernel --big-tcp $BIG_TCP || return 1
+    FORWARDER=''
+    wait_for 5 podlane_gave_sizes || { WHY="the ports did not get big_tcp = $BIG_TCP" && return 1; }
+    SETTINGS[podlane-big]="as Podlane, kernel, and big_tcp = $BIG_TCP${PODLANE_ARGS:+; $PODLANE_ARGS}"
+}
+
+podlane_gave_sizes() {
+    in_ns "$NODE" "$PODLANE_BIN" status --instance "$PREFIX" --json |
+        jq -e "[.ports[] | select(.kind == \"pod\") | .big_tcp] == [$BIG_TCP, $BIG_TCP]"
 }
 
 start_ovs() {
@@ -538,7 +550,7 @@ address_of() { case $PEER in nodes-*) echo "${NODES_POD_IP[$1]}" ;; *) echo "${I
 # bridge gets it from gro, and only while xdp frames are sent.
 xdp_frames_possible() { # on|off
     case $PEER in
-        bridge | bridge-plain | peer | podlane-kernel) in_ns "$NODE" ethtool -K veth-pod1 gro "$1" >/dev/null ;;
+        bridge | bridge-plain | peer | podlane-kernel | podlane-big) in_ns "$NODE" ethtool -K veth-pod1 gro "$1" >/dev/null ;;
     esac
 }
 
@@ -585,21 +597,21 @@ measure_rate() {
 busy_per_frame() { awk -F'[= ]' '/ busy=/ { printf "%.1f\n", ($2 > 0) ? $6 / $2 * 1e9 : 0 }' "$1"; }
 per_second() { awk -F'[= ]' -v name="$1" '$1 == name { printf "%.6f\n", $2 / $4 / 1e6 }' "$2"; }
 
-# measure_tcp FROM TO NAME [ADDRESS]: Gbit/s at the receiver. The sender has the generator's core, the receiver the forwarder's.
+# measure_tcp FROM TO NAME [OPTION…]: Gbit/s at the receiver. The sender has the generator's core, the receiver the forwarder's.
 measure_tcp() {
     local log=$WORK/$PEER-$3.log
     launch "$log.server" taskset -c "$FORWARDER_CPU" ip netns exec "${POD[$2]}" iperf3 -s -1 -p $TCP_PORT
     local server=$LAUNCHED
     wait_for 5 listens "${POD[$2]}" || { WHY="iperf3: $(tail -n1 "$log.server")" && return 1; }
     taskset -c "$GENERATOR_CPU" timeout $((SECONDS_MEASURED + WARMUP_SECONDS + 20)) ip netns exec "${POD[$1]}" \
-        iperf3 -c "${4:-$(address_of "$2")}" -p $TCP_PORT -t "$SECONDS_MEASURED" -O "$WARMUP_SECONDS" -f m >"$log" 2>&1 ||
+        iperf3 "${@:4}" -c "$(address_of "$2")" -p $TCP_PORT -t "$SECONDS_MEASURED" -O "$WARMUP_SECONDS" -f m >"$log" 2>&1 ||
         { WHY="iperf3: $(grep -m1 error "$log" || tail -n1 "$log")" && return 1; }
     finish "$server" || true
     sample "$PEER" "$REPEAT" "$3" "$(awk '/receiver/ { printf "%.6f\n", $7 / 1000 }' "$log")"
 }
 
 # Whether the forwarder works in the kernel, on everybody's time: then the machine's time is what can be compared.
-in_kernel() { case $PEER in peer | podlane-kernel | bridge | nodes-*) ;; *) return 1 ;; esac; }
+in_kernel() { case $PEER in peer | podlane-kernel | podlane-big | bridge | nodes-*) ;; *) return 1 ;; esac; }
 
 # Seconds that all CPUs were not idle, and bytes that the second pod has received.
 busy_seconds() { awk -v hz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 + $8) / hz }' /proc/stat; }
@@ -616,19 +628,11 @@ measure_cost() {
         'BEGIN { printf "%.6f\n", (b - a) / ((d - c) / 1e9) }')"
 }
 
-# BIG TCP: super-frames beyond 64 KiB, which only a forwarder in the kernel carries. Over IPv6, since the iproute2 of Debian
-# 12 cannot set IPv4's.
-measure_big_tcp() {
+# An application that writes a mebibyte at a time, where iperf3 else writes 128 KiB: no super-frame gets larger than what was
+# written.
+measure_large_writes() {
     in_kernel || return 0
-    local n setting
-    for n in 1 2; do
-        ip -n "${POD[n]}" addr add "${IP6[n]}/64" dev eth0 nodad || { WHY='cannot add an IPv6 address' && return 1; }
-        for setting in gso_max_size gro_max_size; do
-            ip -n "${POD[n]}" link set eth0 $setting $BIG_TCP && ip -n "$NODE" link set "veth-pod$n" $setting $BIG_TCP ||
-                { WHY="cannot set $setting" && return 1; }
-        done
-    done
-    measure_tcp 1 2 tcp_big_gbit "${IP6[2]}"
+    measure_tcp 1 2 tcp_large_gbit -l 1M
 }
 
 measure_rr() {
@@ -670,12 +674,13 @@ measure_peer() {
     "start_$PEER" && check_frames || return 1
     # The small frames are the same with it; what differs is what TCP makes of it.
     [[ $PEER != podlane-local ]] || { measure_tcp 1 2 tcp_gbit && measure_tcp 2 1 tcp_back_gbit && evidence_podlane-local 1 && measure_ping && return 0 || return 1; }
+    [[ $PEER != podlane-big ]] || { measure_cost tcp_cost measure_tcp 1 2 tcp_gbit && measure_tcp 2 1 tcp_back_gbit && measure_large_writes && evidence_podlane-big 1 && return 0 || return 1; }
     measure_idle || return 1
     xdp_frames_possible on
     measure_rate xdp xdp || return 1
     xdp_frames_possible off
     measure_rate mmsg skb && "evidence_$PEER" "$DELIVERED" || return 1
-    measure_cost tcp_cost measure_tcp 1 2 tcp_gbit && measure_tcp 2 1 tcp_back_gbit && measure_ping && measure_rr && measure_big_tcp
+    measure_cost tcp_cost measure_tcp 1 2 tcp_gbit && measure_tcp 2 1 tcp_back_gbit && measure_ping && measure_rr && measure_large_writes
 }
 
 # Across two nodes. That frames arrive unaltered but for what routing changes is shown by TCP and ping.

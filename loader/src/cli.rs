@@ -178,6 +178,13 @@ struct NodeOptions {
     /// Microseconds that a worker without traffic keeps looking before it sleeps, 0 to 1000000 [default: 50]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     idle_spin_us: Option<i64>,
+    /// Give pods whose port takes the kernel path IPv4 segmentation sizes of so many bytes (BIG TCP), 65537 to 524280, 0 for
+    /// off [default: off]
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    big_tcp: Option<i64>,
+    /// Give pods this MTU for each other, 1280 to 65000, 0 for off; their traffic to elsewhere keeps its size [default: off]
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    local_mtu: Option<i64>,
     /// Member of the bridge that is left to the kernel; may be repeated
     #[arg(long, value_name = "IFACE", value_delimiter = ',')]
     skip: Vec<String>,
@@ -208,6 +215,8 @@ impl NodeOptions {
             xdp_mode: one(self.xdp_mode, "--xdp-mode"),
             checksum_metadata: one(self.checksum_metadata, "--checksum-metadata"),
             idle_spin_us: one(self.idle_spin_us, "--idle-spin-us"),
+            big_tcp: one(self.big_tcp, "--big-tcp"),
+            local_mtu: one(self.local_mtu, "--local-mtu"),
             skip: list(self.skip, "--skip"),
             log: one(self.log, "--log"),
         }
@@ -441,7 +450,7 @@ mod tests {
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
                     --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f \
-                    --path auto --port-path a=kernel";
+                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!(options.config, Some("f".into()));
@@ -462,6 +471,8 @@ mod tests {
             xdp_mode: Some(text("generic", "--xdp-mode")),
             checksum_metadata: Some(text("off", "--checksum-metadata")),
             idle_spin_us: Some(one(3, "--idle-spin-us")),
+            big_tcp: Some(one(4, "--big-tcp")),
+            local_mtu: Some(one(5, "--local-mtu")),
             skip: Some(vec![text("s", "--skip")]),
             log: Some(text("debug", "--log")),
         };

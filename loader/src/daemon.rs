@@ -22,6 +22,7 @@ use crate::config::{ChecksumMetadata, Config, PathChoice};
 use crate::control::{Control, ControlError, PortPath, Request, Response};
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read_switches};
+use crate::large::{self, Large};
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::ports::{Candidate, PathPolicy, Ports, path_name};
 use crate::report;
@@ -144,6 +145,7 @@ pub struct Daemon {
     in_force: bool,
     host_port: HostPort,
     pub(crate) wanted: Wanted,
+    pub(crate) large: Large,
     switches: Switches,
     pub(crate) notes: Vec<String>,
     /// Receive and transmit queues by interface, and when they were counted.
@@ -164,6 +166,7 @@ impl Daemon {
         let mut mirror = Mirror::open()?;
         mirror.dump()?;
         let mut kernel = Kernel::open()?;
+        let large = Large::open(config.large, config.instance.as_str())?;
         let bridge = mirror.world().link_named(config.bridge.as_str());
         let bridge = bridge.ok_or_else(|| RunError::Interface(format!("there is no interface {}", config.bridge)))?;
         let bridge = bridge.ifindex;
@@ -215,6 +218,7 @@ impl Daemon {
             in_force: false,
             host_port,
             wanted: Wanted::default(),
+            large,
             switches: Switches::default(),
             notes: Vec::new(),
             queues: BTreeMap::new(),
@@ -260,6 +264,8 @@ impl Daemon {
                 self.followed.note(read.elapsed());
             } else if retry {
                 self.follow(Changes::LINKS)?;
+            } else if self.large.is_due() {
+                self.follow_large();
             }
             self.learn();
             if self.last_upkeep.elapsed() >= UPKEEP {
@@ -305,9 +311,23 @@ impl Daemon {
         }
         if changes.intersects(Changes::LINKS) {
             self.follow_bridge();
+            self.follow_large();
             self.follow_mtu();
         }
         Ok(())
+    }
+
+    /// After the ports are on their paths: what takes the kernel path now may get larger sizes.
+    fn follow_large(&mut self) {
+        let pods = self.wanted.ports.iter().filter(|port| port.kind == PortKind::Pod);
+        self.large.follow(&large::Node {
+            world: self.mirror.world(),
+            bridge: self.wanted.bridge,
+            host_port: [self.host_port.near, self.host_port.member],
+            pods: pods.map(|port| port.ifindex).collect(),
+            kernel_path: self.ports.on_kernel_path().collect(),
+            uplinks: self.config.uplinks.iter().map(|name| name.as_str()).collect(),
+        });
     }
 
     /// A bridge that was made anew does not have the host port as a member.
@@ -362,6 +382,8 @@ impl Daemon {
             })
             .collect();
         let Some(engine) = &mut self.engine else { return false };
+        // An AF_XDP socket could not carry what the larger sizes allow.
+        self.large.leave(&self.ports.leaving_kernel_path(&self.policy, engine.mode().zero_copy));
         self.ports.reconcile(&candidates, &self.policy, engine, &mut self.steering)
     }
 
@@ -580,6 +602,7 @@ impl Daemon {
     fn shut_down(&mut self) {
         self.ports.detach_all(&mut self.steering, &mut self.kernel);
         self.drain();
+        self.large.end();
         self.publisher.publish(Tables::default());
         if let Some(engine) = self.engine.take() {
             engine.stop();

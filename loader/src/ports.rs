@@ -173,6 +173,20 @@ impl Ports {
         self.refused.values().map(|refusal| refusal.retry_at).min()
     }
 
+    /// Interfaces of the pods whose frames take the kernel path now.
+    pub fn on_kernel_path(&self) -> impl Iterator<Item = u32> {
+        let pods = self.open.values().filter(|port| port.link.kind == PortKind::Pod && !port.switching);
+        pods.filter(|port| port.path == Path::Kernel).map(|port| port.link.ifindex)
+    }
+
+    /// Of these, the ones that [`Ports::reconcile`] would give the other path.
+    pub fn leaving_kernel_path(&self, policy: &PathPolicy, zero_copy: bool) -> Vec<u32> {
+        let leaves = |ifindex: &u32| {
+            self.open.get(ifindex).is_some_and(|port| policy.path(&port.link, zero_copy).0 != Path::Kernel)
+        };
+        self.on_kernel_path().filter(leaves).collect()
+    }
+
     /// Brings the ports in step with the links that should be ports: opens new ones and takes gone ones out of the
     /// programs' reach, and the paths in step with the policy. Returns whether anything changed; if so publish tables, then
     /// call [`Ports::finish`].

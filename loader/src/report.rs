@@ -45,6 +45,7 @@ fn status(daemon: &Daemon) -> Status {
     let engine = daemon.engine.as_ref();
     let mut notes = config.notes.clone();
     notes.extend(mode_notes(daemon).map(str::to_owned));
+    notes.extend(daemon.large.notes().map(str::to_owned));
     notes.extend(daemon.notes.iter().cloned());
     let mut status = Status {
         schema: SCHEMA,
@@ -178,6 +179,8 @@ fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPor
         checksum_metadata: mode.checksum_metadata,
         state,
         mtu: entry.map_or(0, |entry| entry.mtu),
+        big_tcp: daemon.large.big_tcp(port.link.ifindex),
+        local_mtu: daemon.large.local_mtu(port.link.ifindex),
         why,
         rx_packets: program.rx_packets,
         rx_bytes: program.rx_bytes,

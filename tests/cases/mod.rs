@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod bulk;
+mod large;
 mod layer2;
 mod lifecycle;
 mod node;
@@ -88,6 +89,8 @@ const PLAIN: Shape = Shape {
     uplink_checksum_offload: true,
     masquerade: true,
     workers: None,
+    local_mtu: None,
+    big_tcp: None,
     daemons: true,
 };
 
@@ -130,11 +133,35 @@ pub fn groups() -> Vec<Group> {
             vec![families("node_goes_and_comes", routes::node_goes_and_comes)],
         ),
         Group {
+            paths: PODLANE,
+            ..group(Shape { name: "local_mtu", local_mtu: Some(65_000), ..PLAIN }, local_mtu_cases())
+        },
+        Group {
+            paths: &[DataPath::Kernel],
+            ..group(
+                Shape { name: "big_tcp", big_tcp: Some(196_608), ..PLAIN },
+                vec![families("super_frames", large::super_frames), once("super_frames_go", large::super_frames_go)],
+            )
+        },
+        Group {
             shape: Shape { name: "bad_input", daemons: false, ..PLAIN },
             topologies: &[Topology::Direct],
             paths: &[DataPath::AfXdp],
             cases: bad_input::cases(),
         },
+    ]
+}
+
+fn local_mtu_cases() -> Vec<Case> {
+    vec![
+        families("inside", large::inside),
+        families("to_another_node", large::to_another_node),
+        families("to_the_outside", large::to_the_outside),
+        families("with_the_node", large::with_the_node),
+        families("checksums", bulk::checksums),
+        once("comes_later", large::comes_later),
+        once("all_or_none", large::all_or_none),
+        once("ended", large::ended),
     ]
 }
 

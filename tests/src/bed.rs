@@ -174,6 +174,11 @@ impl Bed {
         if let Some(workers) = self.shape.workers {
             run.args(["--workers", &workers.to_string()]);
         }
+        for (option, bytes) in [("--local-mtu", self.shape.local_mtu), ("--big-tcp", self.shape.big_tcp)] {
+            if let Some(bytes) = bytes {
+                run.args([option, &bytes.to_string()]);
+            }
+        }
         Ok(run)
     }
 
@@ -454,6 +459,8 @@ impl Bed {
         ensure!(attached.is_empty(), "XDP programs are left over: {attached:?}");
         let socket = daemon::control_socket(&self.instance(node));
         ensure!(!socket.exists(), "{} is left over", socket.display());
+        let memory = socket.with_extension("large.json");
+        ensure!(!memory.exists(), "{} is left over", memory.display());
         Ok(())
     }
 

@@ -91,6 +91,10 @@ pub struct Shape {
     pub masquerade: bool,
     /// `--workers` of the daemons; `None` leaves it to them.
     pub workers: Option<usize>,
+    /// `--local-mtu` of the daemons.
+    pub local_mtu: Option<usize>,
+    /// `--big-tcp` of the daemons.
+    pub big_tcp: Option<usize>,
     /// Whether daemons are started before the first case, on the path `af_xdp`.
     pub daemons: bool,
 }

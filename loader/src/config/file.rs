@@ -14,7 +14,7 @@ use super::settings::{Given, Origin, Problem, Settings};
 pub const MAX_FILE: u64 = 1 << 20;
 
 /// Every key of the file, in the order of the sample.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 16] = [
     "instance",
     "path",
     "port_paths",
@@ -27,6 +27,8 @@ pub const KEYS: [&str; 14] = [
     "xdp_mode",
     "checksum_metadata",
     "idle_spin_us",
+    "big_tcp",
+    "local_mtu",
     "skip",
     "log",
 ];
@@ -121,6 +123,8 @@ impl Reader<'_> {
             "xdp_mode" => settings.xdp_mode = self.string(origin, value),
             "checksum_metadata" => settings.checksum_metadata = self.string(origin, value),
             "idle_spin_us" => settings.idle_spin_us = self.integer(origin, value),
+            "big_tcp" => settings.big_tcp = self.integer(origin, value),
+            "local_mtu" => settings.local_mtu = self.integer(origin, value),
             "skip" => settings.skip = self.strings(origin, value),
             "log" => settings.log = self.string(origin, value),
             _ => {}
@@ -233,6 +237,8 @@ mod tests {
             xdp_mode = "m"
             checksum_metadata = "c"
             idle_spin_us = 1_000
+            big_tcp = 196_608
+            local_mtu = 65_000
             skip = ["s"]
             log = "l"
         "#;
@@ -253,8 +259,10 @@ mod tests {
             xdp_mode: Some(text(11, "xdp_mode", "m")),
             checksum_metadata: Some(text(12, "checksum_metadata", "c")),
             idle_spin_us: number(13, "idle_spin_us", 1000),
-            skip: Some(vec![text(14, "skip", "s")]),
-            log: Some(text(15, "log", "l")),
+            big_tcp: number(14, "big_tcp", 196_608),
+            local_mtu: number(15, "local_mtu", 65_000),
+            skip: Some(vec![text(16, "skip", "s")]),
+            log: Some(text(17, "log", "l")),
         };
         assert_eq!(settings, expected);
     }

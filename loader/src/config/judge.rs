@@ -12,6 +12,8 @@ use tracing::level_filters::LevelFilter;
 use super::cpus::{self, Host};
 use super::file::nearest;
 use super::settings::{Given, Problem};
+use crate::large::{MAX_BIG_TCP, MAX_LOCAL_MTU, MIN_BIG_TCP, MIN_LOCAL_MTU, Wish};
+
 use super::{DEFAULT_FILE, DEFAULT_WORKERS, InterfaceName, MAX_FRAMES, MIN_FRAMES, PathChoice, cidr};
 
 /// Values of `log`.
@@ -62,6 +64,18 @@ impl Judge {
             );
         }
         number
+    }
+
+    /// Sizes for frames inside of the node; 0 is off.
+    pub fn large(&mut self, big_tcp: Option<Given<i64>>, local_mtu: Option<Given<i64>>) -> Wish {
+        let mut judge = |given: Option<Given<i64>>, least, most, unit| {
+            let given = given.filter(|given| given.value != 0);
+            self.number(given, least, most, unit)
+        };
+        Wish {
+            big_tcp: judge(big_tcp, MIN_BIG_TCP, MAX_BIG_TCP, "bytes, and 0 for off"),
+            local_mtu: judge(local_mtu, MIN_LOCAL_MTU, MAX_LOCAL_MTU, "bytes, and 0 for off"),
+        }
     }
 
     /// Paths of single ports, each once.

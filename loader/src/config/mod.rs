@@ -20,6 +20,8 @@ use judge::{Judge, LOG_LEVELS};
 use podlane_dataplane::limits::CHUNK_SIZE;
 use tracing::level_filters::LevelFilter;
 
+use crate::large::Wish;
+
 pub use cidr::BadCidr;
 pub use cpus::{BadCpuList, Host, MAX_CPU, format_list};
 pub use file::{KEYS, nearest};
@@ -119,6 +121,8 @@ pub struct Config {
     pub checksum_metadata: ChecksumMetadata,
     /// How long a worker without traffic keeps looking before it sleeps.
     pub idle_spin: Duration,
+    /// Large frames inside of the node.
+    pub large: Wish,
     /// Bridge members that are left to the kernel.
     pub skip: Vec<InterfaceName>,
     /// What is logged.
@@ -182,6 +186,7 @@ impl Config {
         let cpus = judge.cpus(settings.workers, settings.cpus, host, &mut notes);
         let frames = judge.frames(settings.frames);
         let spin = judge.number(settings.idle_spin_us, 0, MAX_IDLE_SPIN_US, "microseconds");
+        let large = judge.large(settings.big_tcp, settings.local_mtu);
         let xdp_mode = judge.choice(settings.xdp_mode, &[("native", XdpMode::Native), ("generic", XdpMode::Generic)]);
         let checksum_metadata = judge
             .choice(settings.checksum_metadata, &[("auto", ChecksumMetadata::Auto), ("off", ChecksumMetadata::Off)]);
@@ -200,6 +205,7 @@ impl Config {
                 xdp_mode: xdp_mode.unwrap_or_default(),
                 checksum_metadata: checksum_metadata.unwrap_or_default(),
                 idle_spin: Duration::from_micros(spin.unwrap_or(DEFAULT_IDLE_SPIN_US).into()),
+                large,
                 skip,
                 log: log.unwrap_or(LevelFilter::INFO),
                 notes,

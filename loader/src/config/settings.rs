@@ -51,6 +51,10 @@ pub struct Settings {
     pub checksum_metadata: Option<Given<String>>,
     /// `idle_spin_us`
     pub idle_spin_us: Option<Given<i64>>,
+    /// `big_tcp`
+    pub big_tcp: Option<Given<i64>>,
+    /// `local_mtu`
+    pub local_mtu: Option<Given<i64>>,
     /// `skip`
     pub skip: Option<Vec<Given<String>>>,
     /// `log`
@@ -73,6 +77,8 @@ impl Settings {
             xdp_mode: self.xdp_mode.or(file.xdp_mode),
             checksum_metadata: self.checksum_metadata.or(file.checksum_metadata),
             idle_spin_us: self.idle_spin_us.or(file.idle_spin_us),
+            big_tcp: self.big_tcp.or(file.big_tcp),
+            local_mtu: self.local_mtu.or(file.local_mtu),
             skip: self.skip.or(file.skip),
             log: self.log.or(file.log),
         }

@@ -41,6 +41,7 @@ fn defaults() -> Config {
         xdp_mode: XdpMode::Native,
         checksum_metadata: ChecksumMetadata::Auto,
         idle_spin: Duration::from_micros(50),
+        large: Wish::default(),
         skip: Vec::new(),
         log: LevelFilter::INFO,
         notes: Vec::new(),
@@ -144,6 +145,10 @@ fn each_rule_has_its_sentence() {
         ("xdp_mode = \"natve\"", "xdp_mode: \"natve\" is not one of native, generic; did you mean \"native\"?"),
         ("checksum_metadata = \"on\"", "checksum_metadata: \"on\" is not one of auto, off"),
         ("idle_spin_us = 1000001", "idle_spin_us: 1000001 is out of range; allowed are 0 to 1000000 microseconds"),
+        ("big_tcp = 65536", "big_tcp: 65536 is out of range; allowed are 65537 to 524280 bytes, and 0 for off"),
+        ("big_tcp = 524281", "big_tcp: 524281 is out of range; allowed are 65537 to 524280 bytes, and 0 for off"),
+        ("local_mtu = 1279", "local_mtu: 1279 is out of range; allowed are 1280 to 65000 bytes, and 0 for off"),
+        ("local_mtu = 65001", "local_mtu: 65001 is out of range; allowed are 1280 to 65000 bytes, and 0 for off"),
         (
             "skip = [\"a/b\"]",
             "skip: \"a/b\" is not an interface name: it may not hold spaces, \"/\" or \":\", nor be \".\" or \"..\"",
@@ -191,6 +196,17 @@ fn workers_are_spread_over_the_allowed_cpus() {
     let shared = config("workers = 4");
     assert_eq!(shared.cpus, [0, 1, 2, 0]);
     assert_eq!(shared.notes, ["4 workers share 3 CPUs (0-2), which costs speed; name fewer workers"]);
+}
+
+#[test]
+fn large_frames_are_off_unless_asked_for() {
+    let large = |lines: &str| load(&format!("bridge = \"b\"\nuplinks = [\"u\"]\n{lines}")).unwrap().large;
+    assert_eq!(large(""), Wish::default());
+    assert_eq!(large("big_tcp = 0\nlocal_mtu = 0"), Wish::default());
+    assert_eq!(large("big_tcp = 65537\nlocal_mtu = 1280"), Wish { big_tcp: Some(65_537), local_mtu: Some(1280) });
+    assert_eq!(large("big_tcp = 524280\nlocal_mtu = 65000"), Wish { big_tcp: Some(524_280), local_mtu: Some(65_000) });
+    let frame = crate::large::MAX_LOCAL_MTU as usize + 14;
+    assert_eq!(frame, podlane_dataplane::limits::MAX_FRAME, "the largest frame that the sockets carry");
 }
 
 #[test]

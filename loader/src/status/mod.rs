@@ -216,6 +216,12 @@ pub struct PortStatus {
     pub state: String,
     /// Largest IP packet, bytes.
     pub mtu: u32,
+    /// The segmentation size that Podlane gave it, bytes; `None`: none.
+    #[serde(default)]
+    pub big_tcp: Option<u32>,
+    /// The MTU that Podlane gave it for traffic inside of the node, bytes; `None`: none.
+    #[serde(default)]
+    pub local_mtu: Option<u32>,
     /// Why it is not served; absent when it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,

@@ -82,6 +82,7 @@ impl Status {
             if port.kind != PortKind::Host && port.why_path != "as configured" {
                 table.lines(wrap("      ", &format!("path {}: {}", port.path, port.why_path)));
             }
+            table.lines(large_line(port));
         }
         if self.ports.is_empty() {
             table.lines(["  none".to_owned()]);
@@ -272,6 +273,14 @@ fn port_cells(port: &PortStatus) -> [Cell; 11] {
         Cell::text(large),
         Cell::text(checksums),
     ]
+}
+
+/// What a pod was given for large frames inside of the node, if anything.
+fn large_line(port: &PortStatus) -> Option<String> {
+    let big_tcp = port.big_tcp.map(|bytes| format!("BIG TCP up to {} bytes", thousands(bytes.into())));
+    let local_mtu = port.local_mtu.map(|mtu| format!("MTU {mtu} inside of the node"));
+    let parts: Vec<_> = big_tcp.into_iter().chain(local_mtu).collect();
+    (!parts.is_empty()).then(|| format!("      {}", parts.join(", ")))
 }
 
 /// The reasons of one port, the most frequent first, each with its sentence.

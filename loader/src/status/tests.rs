@@ -17,6 +17,8 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
         checksum_metadata: true,
         state: "forwarding".to_owned(),
         mtu: 1500,
+        big_tcp: None,
+        local_mtu: None,
         why: None,
         rx_packets: 0,
         rx_bytes: 0,
@@ -218,6 +220,14 @@ fn packets_on_their_way_are_shown_instead_of_hidden() {
     assert!(status.render().contains(": 1 in no place"));
     status.umem.rx += 3;
     assert!(status.render().contains(": 2 in two places"));
+}
+
+#[test]
+fn large_frames_are_shown_where_they_are_set() {
+    let mut status = example();
+    assert!(!status.render().contains("inside of the node"));
+    (status.ports[1].big_tcp, status.ports[1].local_mtu) = (Some(196_608), Some(65_000));
+    assert!(status.render().contains("\n      BIG TCP up to 196,608 bytes, MTU 65000 inside of the node\n"));
 }
 
 #[test]
