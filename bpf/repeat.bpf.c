@@ -131,20 +131,24 @@ static __always_inline long rewrite(struct __sk_buff *skb, struct head *head, co
 	return bpf_skb_store_bytes(skb, 0, head->destination, 12, 0);
 }
 
-/* How many frames of a port on one CPU go by one look at the clock. A power of two. */
-#define CLOCK_FRAMES 16
-
-/* Whether the daemon has stopped following the kernel. Without it, what the tables say may long be wrong. */
+/*
+ * Whether the daemon has stopped following the kernel. Without it, what the tables say may long be wrong. The clock is asked
+ * once in a tick of the timer: within one, the answer is the same.
+ */
 static __always_inline int tables_are_stale(const struct snapshot *snapshot, struct counters *count)
 {
+	__u64 tick = bpf_jiffies64() << 1;
 	__u64 ns;
 
-	if (count->rx_packets % CLOCK_FRAMES == 0 || count->stale) {
+	if ((count->stale & ~1ULL) != tick) {
 		ns = *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
-		count->stale = (__s64)(bpf_ktime_get_coarse_ns() - ns) > (__s64)(TABLES_STALE_MS * NS_PER_MS);
+		count->stale = tick | ((__s64)(bpf_ktime_get_coarse_ns() - ns) > (__s64)(TABLES_STALE_MS * NS_PER_MS));
 	}
-	return count->stale != 0;
+	return count->stale & 1;
 }
+
+/* PACKET_HOST of linux/if_packet.h. */
+#define PACKET_FOR_US 0
 
 /* Hands the socket buffer on. */
 static __always_inline int forward(struct __sk_buff *skb, const struct port *to, const struct packet *packet,
@@ -157,6 +161,12 @@ static __always_inline int forward(struct __sk_buff *skb, const struct port *to,
 		/* The kernel clears it on the way from one namespace into another, but not on this one. */
 		if (skb->mark)
 			skb->mark = 0;
+		/*
+		 * To the host end a pod's frame is one for another station, since it is addressed to the receiver or to the
+		 * bridge. Before Linux 6.15 the pod's stack would take it for that, too, and drop it.
+		 */
+		if (skb->pkt_type)
+			bpf_skb_change_type(skb, PACKET_FOR_US);
 		verdict = bpf_redirect_peer(to->ifindex, 0);
 	} else {
 		verdict = bpf_redirect(to->ifindex, 0);

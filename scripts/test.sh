@@ -7,7 +7,8 @@
 #
 #   --quick   of the system suite, only the plain testbeds; not the testbed's self-test
 #   --only    unit: everything that builds no network of its own; system: the rest
-#   --path    of the system suite, only the cases without Podlane or with it on that path
+#   --path    of the system suite, only the cases without Podlane (then on testbeds of every shape, else only on the plain
+#             ones) or with it on that path
 #
 # Each step says how long it took, and the last line is "N passed, N failed". Exit code 0 if none failed.
 

@@ -2,7 +2,8 @@
 //! the cases and the testbed are right) and with it on either path (`af_xdp`, `kernel`) and on both at once (`mixed`).
 //!
 //! `cargo test -p podlane-tests --test system -- [FILTER]` as root; the names are
-//! `PATH::TOPOLOGY::SHAPE::CASE[::FAMILY]`. `PODLANE_TEST_PATH=kernel`, say, runs one path only. Cases of the same
+//! `PATH::TOPOLOGY::SHAPE::CASE[::FAMILY]`. `PODLANE_TEST_PATH=kernel`, say, runs one path only; `without` runs without
+//! Podlane on every shape, and not only on the plain one. Cases of the same
 //! path, topology and shape share a testbed; a case that fails takes it with it, so that the next one starts afresh.
 
 mod cases;
@@ -108,6 +109,10 @@ fn trials(current: &Shared) -> Vec<Trial> {
         for topology in [Topology::Direct, Topology::Cloud] {
             for group in cases::groups() {
                 if !group.topologies.contains(&topology) || !group.paths.contains(&path) {
+                    continue;
+                }
+                // That the cases and the testbed are right is seen on the plain one; the others on demand.
+                if path == DataPath::Without && group.shape.name != "plain" && wanted != path.name() {
                     continue;
                 }
                 let prefix = format!("{}::{}::{}", path.name(), topology.name(), group.shape.name);

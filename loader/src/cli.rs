@@ -185,6 +185,9 @@ struct NodeOptions {
     /// Give pods this MTU for each other, 1280 to 65000, 0 for off; their traffic to elsewhere keeps its size [default: off]
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
     local_mtu: Option<i64>,
+    /// Where metrics are told over HTTP, such as 127.0.0.1:9477, or off [default: 127.0.0.1:9477]
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_address: Option<String>,
     /// Member of the bridge that is left to the kernel; may be repeated
     #[arg(long, value_name = "IFACE", value_delimiter = ',')]
     skip: Vec<String>,
@@ -217,6 +220,7 @@ impl NodeOptions {
             idle_spin_us: one(self.idle_spin_us, "--idle-spin-us"),
             big_tcp: one(self.big_tcp, "--big-tcp"),
             local_mtu: one(self.local_mtu, "--local-mtu"),
+            metrics_address: one(self.metrics_address, "--metrics-address"),
             skip: list(self.skip, "--skip"),
             log: one(self.log, "--log"),
         }
@@ -450,7 +454,7 @@ mod tests {
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
                     --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f \
-                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5";
+                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!(options.config, Some("f".into()));
@@ -473,6 +477,7 @@ mod tests {
             idle_spin_us: Some(one(3, "--idle-spin-us")),
             big_tcp: Some(one(4, "--big-tcp")),
             local_mtu: Some(one(5, "--local-mtu")),
+            metrics_address: Some(text("m", "--metrics-address")),
             skip: Some(vec![text("s", "--skip")]),
             log: Some(text("debug", "--log")),
         };

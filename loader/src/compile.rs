@@ -417,10 +417,19 @@ impl Compiler {
                      the kernel."
                 ));
             }
+            if input.switches.ipsec {
+                *off = Some(PassReason::PolicyRules);
+            }
             if !switches.is_empty() {
                 *off = Some(PassReason::ForwardingOff);
                 notes.push(format!("{name} forwarding is off in the kernel: {} is 0.", switches.join(", ")));
             }
+        }
+        if input.switches.ipsec {
+            notes.push(
+                "The node has IPsec policies (see ip xfrm policy): routing is left to the kernel, which obeys them."
+                    .to_owned(),
+            );
         }
         doubts(world.doubtful, &mut routing, &mut notes);
         self.notes.insert("6 routing", notes);

@@ -23,6 +23,7 @@ use crate::control::{Control, ControlError, PortPath, Request, Response};
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read_switches};
 use crate::large::{self, Large};
+use crate::metrics;
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::ports::{Candidate, PathPolicy, Ports, path_name};
 use crate::report;
@@ -157,6 +158,8 @@ pub struct Daemon {
     /// How long the last change of the kernel's tables, and the slowest, took to be in force.
     pub(crate) followed: Followed,
     control: Option<Control>,
+    /// Ends with the daemon.
+    metrics: Option<metrics::http::Server>,
     last_upkeep: Instant,
 }
 
@@ -227,6 +230,7 @@ impl Daemon {
             learned: 0,
             followed: Followed::default(),
             control: Some(control),
+            metrics: None,
             last_upkeep: now,
             config,
         };
@@ -244,6 +248,7 @@ impl Daemon {
         }
         let ports = self.ports.open().count() - 1;
         let generation = self.tables().generation;
+        self.start_metrics();
         tracing::info!("podlane is ready: {ports} ports, workers: {}, tables {generation}", self.config.workers());
         loop {
             // An older snapshot that could not be replaced must not be trusted; workers judge by the newer one.
@@ -345,6 +350,13 @@ impl Daemon {
     fn read_switches(&mut self) {
         let uplinks = self.config.uplinks.iter().map(|name| name.as_str());
         self.switches = read_switches(uplinks.chain([self.config.bridge.as_str()]));
+        self.switches.ipsec = self.has_ipsec();
+    }
+
+    /// A kernel that does not tell is taken to have no policies: it has no IPsec.
+    fn has_ipsec(&mut self) -> bool {
+        let policies = self.kernel.ipsec_policies();
+        policies.map_err(|error| tracing::debug!(%error, "counting IPsec policies")).is_ok_and(|count| count > 0)
     }
 
     fn choose_ports(&mut self) {
@@ -478,6 +490,9 @@ impl Daemon {
         if self.queues_counted.elapsed() >= QUEUE_COUNT {
             self.follow(Changes::LINKS)?;
         }
+        if self.has_ipsec() != self.switches.ipsec {
+            self.follow(Changes::SWITCHES)?;
+        }
         // What was just learned is in the mirror before entries are refreshed, or a moved address would be moved back. The
         // kernel queues the notification before it acknowledges the request.
         let changes = self.mirror.read()?;
@@ -585,6 +600,18 @@ impl Daemon {
         self.publisher.current()
     }
 
+    /// A node forwards as well without its metrics being told.
+    fn start_metrics(&mut self) {
+        let Some(address) = self.config.metrics_address else { return };
+        match metrics::http::Server::start(address, self.config.instance.as_str()) {
+            Ok(server) => self.metrics = Some(server),
+            Err(error) => {
+                tracing::warn!("{error}");
+                self.config.notes.push(error.to_string());
+            }
+        }
+    }
+
     /// With the programs off nothing is received any more: lets the workers send what they already have.
     fn drain(&self) {
         let Some(engine) = &self.engine else { return };
@@ -610,7 +637,7 @@ impl Daemon {
         if let Err(error) = self.kernel.delete_host_port(host_port_names(), self.config.instance.as_str()) {
             tracing::warn!(%error, "removing the host port");
         }
-        self.control = None;
+        (self.metrics, self.control) = (None, None);
         tracing::info!("podlane has stopped; the node's traffic passes to the kernel");
     }
 }

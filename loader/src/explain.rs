@@ -119,8 +119,8 @@ const fn pass_advice(reason: PassReason) -> (&'static str, &'static str) {
             "Nothing if that is wanted: the kernel does what the route says. `ip route get ADDRESS` shows it.",
         ),
         PassReason::PolicyRules => (
-            "Somebody added an `ip rule` (a VPN, a multi-homed node, another network plugin).",
-            "Routed traffic is not accelerated while the rule is there: `ip rule` shows it; remove it if it is not needed.",
+            "Somebody added an `ip rule` (a VPN, a multi-homed node, another network plugin), or the node encrypts by IPsec.",
+            "Routed traffic is not accelerated meanwhile: `ip rule` and `ip xfrm policy` show it; remove what is not needed.",
         ),
         PassReason::Unresolved => (
             "The first packets to a neighbour, or one that does not answer ARP or neighbour discovery.",

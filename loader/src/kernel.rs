@@ -17,7 +17,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE, NETLINK_XFRM};
 use nix::libc;
 use podlane_dataplane::MacAddr;
 
@@ -75,6 +75,7 @@ impl KernelError {
 pub struct Kernel {
     requests: RequestSocket,
     ethtool: Option<Ethtool>,
+    ipsec: Option<RequestSocket>,
 }
 
 /// The names of the host port's two ends.
@@ -112,7 +113,7 @@ impl Kernel {
     /// # Errors
     /// If a socket cannot be opened.
     pub fn open() -> Result<Self, KernelError> {
-        Ok(Kernel { requests: RequestSocket::open(NETLINK_ROUTE)?, ethtool: None })
+        Ok(Kernel { requests: RequestSocket::open(NETLINK_ROUTE)?, ethtool: None, ipsec: None })
     }
 
     /// Lets the bridge learn that `mac` is behind its member `ifindex`, or refresh what it knows, as if it had received a
@@ -162,6 +163,37 @@ impl Kernel {
         let action = format!("resolve {address} on interface {ifindex}");
         let message = RouteNetlinkMessage::NewNeighbour(neighbour_in_use(ifindex, address));
         Ok(self.requests.request(message, NLM_F_CREATE, &action)?)
+    }
+
+    /// How many IPsec policies (`ip xfrm policy`) this network namespace has.
+    ///
+    /// # Errors
+    /// If the kernel does not answer. One without IPsec has none.
+    pub fn ipsec_policies(&mut self) -> Result<u32, KernelError> {
+        /// `XFRM_MSG_GETSPDINFO` and `XFRMA_SPD_INFO` (`linux/xfrm.h`).
+        const GET_SPD_INFO: u16 = 0x25;
+        const SPD_INFO: u16 = 1;
+        if self.ipsec.is_none() {
+            match RequestSocket::open(NETLINK_XFRM) {
+                Ok(socket) => self.ipsec = Some(socket),
+                Err(error) if error.errno() == Some(libc::EPROTONOSUPPORT) => return Ok(0),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let Some(ipsec) = &mut self.ipsec else { return Ok(0) };
+        // A header, which the socket completes, and flags.
+        let mut request = [0; 20];
+        request[4..6].copy_from_slice(&GET_SPD_INFO.to_ne_bytes());
+        let mut policies = 0;
+        ipsec.get_bytes(&request, "count IPsec policies", |_, payload| {
+            let found = NlasIterator::new(payload.get(4..).unwrap_or_default()).map_while(Result::ok);
+            for info in found.filter(|nla| nla.kind() == SPD_INFO) {
+                // Inwards, outwards and forwarded; those of single sockets follow and are no business of ours.
+                let counts = info.value().as_chunks::<4>().0.iter().take(3);
+                policies = counts.map(|count| u32::from_ne_bytes(*count)).fold(0, u32::saturating_add);
+            }
+        })?;
+        Ok(policies)
     }
 
     /// Makes the way into the kernel: a veth pair whose `member` end is a member of `bridge` that neither learns nor is
@@ -452,6 +484,8 @@ pub struct Switches {
     pub ipv4_off: Vec<String>,
     /// Why IPv6 is not forwarded, likewise.
     pub ipv6_off: Vec<String>,
+    /// Whether the node has IPsec policies, which say for routed packets whether they may pass and whether encrypted.
+    pub ipsec: bool,
     /// IPv6 MTU of interfaces by name, bytes; where it is smaller than the interface's it counts for routed packets.
     pub ipv6_mtu: BTreeMap<String, u32>,
 }

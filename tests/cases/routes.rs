@@ -100,6 +100,30 @@ pub fn rules(bed: &mut Bed, family: Family) -> Result<()> {
     Ok(())
 }
 
+/// An IPsec policy of the node that forbids what routing would allow: it holds for pods as without Podlane.
+pub fn ipsec(bed: &mut Bed, family: Family) -> Result<()> {
+    let [_, way] = ways(bed, family)?;
+    bed.warm_up(&way)?;
+    let (from, to) = (bed.address("pod1", family)?, way.address);
+    for direction in ["out", "fwd"] {
+        let policy = format!("src {from} dst {to} dir {direction} action block");
+        bed.sh("node1", &format!("ip xfrm policy add {policy}"))?;
+    }
+    let routing = |bed: &Bed| -> Result<String> {
+        let routing = bed.status(1)?.routing;
+        Ok(family.pick(routing.ipv4, routing.ipv6))
+    };
+    if bed.has_podlane() {
+        wait_for("routing to be left to the kernel", FOLLOW, || Ok((routing(bed)? == "policy_rules").then_some(())))?;
+    }
+    unreachable(bed, &way)?;
+    bed.sh("node1", "ip xfrm policy flush")?;
+    if bed.has_podlane() {
+        wait_for("routing to be Podlane's again", FOLLOW, || Ok((routing(bed)? == "on").then_some(())))?;
+    }
+    bed.warm_up(&way)
+}
+
 /// A route that leads nowhere hides the one behind it, for its destination only.
 pub fn blackhole(bed: &mut Bed, family: Family) -> Result<()> {
     let [_, way] = ways(bed, family)?;

@@ -48,7 +48,7 @@ reasons! {
         UnknownMac = 11, "unknown_mac", "The destination MAC address is not in the forwarding database: the kernel's bridge floods it.";
         NoRoute = 12, "no_route", "No route leads to the destination.";
         RouteKind = 13, "route_kind", "The route is not a plain unicast route (blackhole, unreachable, multipath, encapsulation, TOS).";
-        PolicyRules = 14, "policy_rules", "The node has routing rules (ip rule) that Podlane does not mirror.";
+        PolicyRules = 14, "policy_rules", "The node has routing rules (ip rule) or IPsec policies (ip xfrm policy), which Podlane does not mirror.";
         Unresolved = 15, "unresolved", "The next hop's MAC address is not known yet: the kernel resolves it.";
         TooBig = 16, "too_big", "Larger than the MTU on the way out: the kernel answers the sender.";
         Hairpin = 17, "hairpin", "It would leave through the port on which it came.";

@@ -14,7 +14,7 @@ use super::settings::{Given, Origin, Problem, Settings};
 pub const MAX_FILE: u64 = 1 << 20;
 
 /// Every key of the file, in the order of the sample.
-pub const KEYS: [&str; 16] = [
+pub const KEYS: [&str; 17] = [
     "instance",
     "path",
     "port_paths",
@@ -29,6 +29,7 @@ pub const KEYS: [&str; 16] = [
     "idle_spin_us",
     "big_tcp",
     "local_mtu",
+    "metrics_address",
     "skip",
     "log",
 ];
@@ -125,6 +126,7 @@ impl Reader<'_> {
             "idle_spin_us" => settings.idle_spin_us = self.integer(origin, value),
             "big_tcp" => settings.big_tcp = self.integer(origin, value),
             "local_mtu" => settings.local_mtu = self.integer(origin, value),
+            "metrics_address" => settings.metrics_address = self.string(origin, value),
             "skip" => settings.skip = self.strings(origin, value),
             "log" => settings.log = self.string(origin, value),
             _ => {}
@@ -239,6 +241,7 @@ mod tests {
             idle_spin_us = 1_000
             big_tcp = 196_608
             local_mtu = 65_000
+            metrics_address = "a"
             skip = ["s"]
             log = "l"
         "#;
@@ -261,8 +264,9 @@ mod tests {
             idle_spin_us: number(13, "idle_spin_us", 1000),
             big_tcp: number(14, "big_tcp", 196_608),
             local_mtu: number(15, "local_mtu", 65_000),
-            skip: Some(vec![text(16, "skip", "s")]),
-            log: Some(text(17, "log", "l")),
+            metrics_address: Some(text(16, "metrics_address", "a")),
+            skip: Some(vec![text(17, "skip", "s")]),
+            log: Some(text(18, "log", "l")),
         };
         assert_eq!(settings, expected);
     }

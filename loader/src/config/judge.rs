@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -13,6 +14,7 @@ use super::cpus::{self, Host};
 use super::file::nearest;
 use super::settings::{Given, Problem};
 use crate::large::{MAX_BIG_TCP, MAX_LOCAL_MTU, MIN_BIG_TCP, MIN_LOCAL_MTU, Wish};
+use crate::metrics::http::DEFAULT_ADDRESS;
 
 use super::{DEFAULT_FILE, DEFAULT_WORKERS, InterfaceName, MAX_FRAMES, MIN_FRAMES, PathChoice, cidr};
 
@@ -64,6 +66,20 @@ impl Judge {
             );
         }
         number
+    }
+
+    /// Where metrics are told; `None` for nowhere.
+    pub fn metrics_address(&mut self, given: Option<Given<String>>) -> Option<SocketAddr> {
+        let Some(given) = given else { return DEFAULT_ADDRESS.parse().ok() };
+        if given.value == "off" {
+            return None;
+        }
+        let address = given.value.parse().ok();
+        if address.is_none() {
+            let hint = "write an IP address and a port, such as \"127.0.0.1:9477\" or \"[::1]:9477\", or \"off\"";
+            self.complain(&given, format_args!("{:?} is not an address to listen at; {hint}", given.value));
+        }
+        address
     }
 
     /// Sizes for frames inside of the node; 0 is off.

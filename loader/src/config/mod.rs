@@ -12,6 +12,7 @@ mod names;
 mod settings;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -115,6 +116,8 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// UMEM frames of [`CHUNK_SIZE`] bytes; a power of two from [`MIN_FRAMES`] to [`MAX_FRAMES`].
     pub frames: u32,
+    /// Where metrics are told over HTTP; `None` for nowhere.
+    pub metrics_address: Option<SocketAddr>,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
     /// Whether checksums may be left to TX metadata.
@@ -187,6 +190,7 @@ impl Config {
         let frames = judge.frames(settings.frames);
         let spin = judge.number(settings.idle_spin_us, 0, MAX_IDLE_SPIN_US, "microseconds");
         let large = judge.large(settings.big_tcp, settings.local_mtu);
+        let metrics_address = judge.metrics_address(settings.metrics_address);
         let xdp_mode = judge.choice(settings.xdp_mode, &[("native", XdpMode::Native), ("generic", XdpMode::Generic)]);
         let checksum_metadata = judge
             .choice(settings.checksum_metadata, &[("auto", ChecksumMetadata::Auto), ("off", ChecksumMetadata::Off)]);
@@ -206,6 +210,7 @@ impl Config {
                 checksum_metadata: checksum_metadata.unwrap_or_default(),
                 idle_spin: Duration::from_micros(spin.unwrap_or(DEFAULT_IDLE_SPIN_US).into()),
                 large,
+                metrics_address,
                 skip,
                 log: log.unwrap_or(LevelFilter::INFO),
                 notes,

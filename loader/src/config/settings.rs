@@ -55,6 +55,8 @@ pub struct Settings {
     pub big_tcp: Option<Given<i64>>,
     /// `local_mtu`
     pub local_mtu: Option<Given<i64>>,
+    /// `metrics_address`
+    pub metrics_address: Option<Given<String>>,
     /// `skip`
     pub skip: Option<Vec<Given<String>>>,
     /// `log`
@@ -79,6 +81,7 @@ impl Settings {
             idle_spin_us: self.idle_spin_us.or(file.idle_spin_us),
             big_tcp: self.big_tcp.or(file.big_tcp),
             local_mtu: self.local_mtu.or(file.local_mtu),
+            metrics_address: self.metrics_address.or(file.metrics_address),
             skip: self.skip.or(file.skip),
             log: self.log.or(file.log),
         }

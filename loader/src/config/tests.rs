@@ -42,6 +42,7 @@ fn defaults() -> Config {
         checksum_metadata: ChecksumMetadata::Auto,
         idle_spin: Duration::from_micros(50),
         large: Wish::default(),
+        metrics_address: "127.0.0.1:9477".parse().ok(),
         skip: Vec::new(),
         log: LevelFilter::INFO,
         notes: Vec::new(),
@@ -145,6 +146,11 @@ fn each_rule_has_its_sentence() {
         ("xdp_mode = \"natve\"", "xdp_mode: \"natve\" is not one of native, generic; did you mean \"native\"?"),
         ("checksum_metadata = \"on\"", "checksum_metadata: \"on\" is not one of auto, off"),
         ("idle_spin_us = 1000001", "idle_spin_us: 1000001 is out of range; allowed are 0 to 1000000 microseconds"),
+        (
+            "metrics_address = \"9477\"",
+            "metrics_address: \"9477\" is not an address to listen at; write an IP address and a port, such as \
+             \"127.0.0.1:9477\" or \"[::1]:9477\", or \"off\"",
+        ),
         ("big_tcp = 65536", "big_tcp: 65536 is out of range; allowed are 65537 to 524280 bytes, and 0 for off"),
         ("big_tcp = 524281", "big_tcp: 524281 is out of range; allowed are 65537 to 524280 bytes, and 0 for off"),
         ("local_mtu = 1279", "local_mtu: 1279 is out of range; allowed are 1280 to 65000 bytes, and 0 for off"),

@@ -7,7 +7,6 @@
 use std::io::Cursor;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tiny_http::{Header, Method, Request, Response};
@@ -30,10 +29,10 @@ pub struct HttpError {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// The server; it ends when this is dropped.
+/// The server; it ends when this is dropped, after the answer that it is at. Nobody waits for that, since the answer may wait
+/// for whoever drops this.
 pub struct Server {
     http: Arc<tiny_http::Server>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Server {
@@ -53,8 +52,8 @@ impl Server {
         let (served, instance) = (Arc::clone(&http), instance.to_owned());
         let serve = move || served.incoming_requests().for_each(|request| answer(request, &instance));
         let thread = std::thread::Builder::new().name("podlane-metrics".to_owned()).spawn(serve);
-        let thread = thread.map_err(|error| failed(error.into()))?;
-        Ok(Server { http, thread: Some(thread) })
+        thread.map_err(|error| failed(error.into()))?;
+        Ok(Server { http })
     }
 
     /// Where it listens.
@@ -66,9 +65,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.http.unblock();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
