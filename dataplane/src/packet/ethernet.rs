@@ -23,7 +23,7 @@ pub struct Ethernet {
 }
 
 /// Reads the header; group destinations and impossible sources are the kernel's.
-#[inline]
+#[inline(always)]
 pub fn parse(bytes: &[u8]) -> Result<Ethernet, PassReason> {
     let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(PassReason::Malformed)?;
     // As two words that overlap, since byte by byte costs as much as all the rest of parsing.

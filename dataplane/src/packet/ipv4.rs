@@ -15,7 +15,7 @@ const VERSION_AND_LENGTH: u8 = 0x45;
 const FRAGMENT_MASK: u16 = 0xbfff;
 
 /// Reads the header behind `ethernet`.
-#[inline]
+#[inline(always)]
 pub fn parse(bytes: &[u8], frame_bytes: u32, is_super: bool, ethernet: Ethernet) -> Result<Headers, PassReason> {
     let header: &[u8; HEADER_BYTES] =
         bytes.get(ethernet::HEADER_BYTES..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)?;

@@ -10,7 +10,7 @@ use crate::forward::PassReason;
 pub const HEADER_BYTES: usize = 40;
 
 /// Reads the header behind `ethernet`.
-#[inline]
+#[inline(always)]
 pub fn parse(bytes: &[u8], frame_bytes: u32, is_super: bool, ethernet: Ethernet) -> Result<Headers, PassReason> {
     let header: &[u8; HEADER_BYTES] =
         bytes.get(ethernet::HEADER_BYTES..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)?;

@@ -42,7 +42,7 @@ pub struct L4 {
 }
 
 /// Admits an IPv4 payload of `l4_bytes` that starts at `offset`.
-#[inline]
+#[inline(always)]
 pub fn check_ipv4(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Result<L4, PassReason> {
     match protocol {
         TCP => tcp(bytes, offset, l4_bytes),
@@ -54,7 +54,7 @@ pub fn check_ipv4(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Res
 
 /// Admits an IPv6 payload of `l4_bytes` that starts at `offset`. Neighbour and router discovery (ICMPv6 types 133 to 137,
 /// RFC 4861) are the kernel's.
-#[inline]
+#[inline(always)]
 pub fn check_ipv6(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Result<L4, PassReason> {
     match protocol {
         TCP => tcp(bytes, offset, l4_bytes),
@@ -72,7 +72,7 @@ pub fn check_ipv6(bytes: &[u8], offset: u16, protocol: u8, l4_bytes: u32) -> Res
 
 /// The fixed part of the L4 header: it must be inside of the IP packet, and in the first piece of the frame, so that
 /// whoever rewrites a checksum finds its field there.
-#[inline]
+#[inline(always)]
 fn header<const BYTES: usize>(bytes: &[u8], offset: u16, l4_bytes: u32) -> Result<&[u8; BYTES], PassReason> {
     if l4_bytes < BYTES as u32 {
         return Err(PassReason::Malformed);
@@ -80,12 +80,12 @@ fn header<const BYTES: usize>(bytes: &[u8], offset: u16, l4_bytes: u32) -> Resul
     bytes.get(usize::from(offset)..).and_then(|rest| rest.first_chunk()).ok_or(PassReason::Malformed)
 }
 
-#[inline]
+#[inline(always)]
 fn tcp(bytes: &[u8], offset: u16, l4_bytes: u32) -> Result<L4, PassReason> {
     header::<TCP_BYTES>(bytes, offset, l4_bytes).map(|_| L4 { may_hide_checksum: false })
 }
 
-#[inline]
+#[inline(always)]
 fn udp(bytes: &[u8], offset: u16, l4_bytes: u32) -> Result<L4, PassReason> {
     let header: &[u8; UDP_BYTES] = header(bytes, offset, l4_bytes)?;
     let source = u16::from_be_bytes([header[0], header[1]]);

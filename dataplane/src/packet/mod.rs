@@ -77,7 +77,9 @@ pub fn parse(bytes: &[u8], frame_bytes: u32) -> Result<Headers, PassReason> {
 }
 
 /// `is_super`: an IP length of 0 stands for "beyond 65,535".
-#[inline]
+///
+/// Inlined by force, with all that it calls, so that the headers stay in registers on their way to the decision.
+#[inline(always)]
 fn parse_either(bytes: &[u8], frame_bytes: u32, is_super: bool) -> Result<Headers, PassReason> {
     let ethernet = ethernet::parse(bytes)?;
     match ethernet.ethertype {

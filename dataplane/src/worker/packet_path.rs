@@ -35,7 +35,7 @@ impl<Q: QueueIo> Worker<Q> {
         if self.packet.len() > limits::MAX_PIECES {
             return self.drop_packet(ingress, DropReason::TooManyPieces);
         }
-        let frame_bytes = self.packet.iter().map(|piece| u32::from(piece.bytes)).sum();
+        let frame_bytes = self.frame_bytes();
         let headers = match packet::parse(self.memory.bytes(&self.packet[0]), frame_bytes) {
             Ok(headers) => headers,
             Err(reason) => return self.pass_to_kernel(ingress, None, reason, tables),
@@ -50,7 +50,7 @@ impl<Q: QueueIo> Worker<Q> {
                     rewrite::route(bytes, &headers, destination, source);
                 }
                 self.finish_checksum(&headers, ingress, tables);
-                match self.send(port) {
+                match self.send(port, frame_bytes) {
                     Ok(()) => {
                         let counters = self.counters.port(ingress);
                         counters.forwarded.add(1);
@@ -88,12 +88,18 @@ impl<Q: QueueIo> Worker<Q> {
         rewrite::set_checksum(self.memory.bytes_mut(&mut self.packet[0]), partial, checksum);
     }
 
-    /// Puts the packet into the TX ring of `port`, or hands it to the worker that does. On failure it stays in
-    /// `self.packet`.
+    /// Bytes of the packet in `self.packet`, all pieces together.
     #[inline]
-    fn send(&mut self, port: PortId) -> Result<(), DropReason> {
+    fn frame_bytes(&self) -> u32 {
+        self.packet.iter().map(|piece| u32::from(piece.bytes)).sum()
+    }
+
+    /// Puts the packet, of `frame_bytes`, into the TX ring of `port`, or hands it to the worker that does. On failure it stays
+    /// in `self.packet`.
+    #[inline]
+    fn send(&mut self, port: PortId, frame_bytes: u32) -> Result<(), DropReason> {
         match self.egress[port.index()] {
-            Egress::Own => self.transmit(port),
+            Egress::Own => self.transmit(port, frame_bytes),
             Egress::Worker(worker) => {
                 let worker = usize::from(worker);
                 if !self.handoff.hand_over(self.id, worker, port, &mut self.packet) {
@@ -108,10 +114,9 @@ impl<Q: QueueIo> Worker<Q> {
     }
 
     #[inline]
-    fn transmit(&mut self, port: PortId) -> Result<(), DropReason> {
+    fn transmit(&mut self, port: PortId, frame_bytes: u32) -> Result<(), DropReason> {
         let slot = self.slots.get_mut(usize::from(self.own_slot[port.index()])).filter(|slot| slot.port == port);
         let slot = slot.ok_or(DropReason::EgressGone)?;
-        let bytes: u64 = self.packet.iter().map(|piece| u64::from(piece.bytes)).sum();
         if !fits(&slot.queue, &self.packet) || !slot.queue.transmit(&mut self.packet) {
             // A full ring is often only waiting for its kick.
             self.counters.tx_syscalls.add(u64::from(slot.queue.kick()));
@@ -124,14 +129,14 @@ impl<Q: QueueIo> Worker<Q> {
         slot.dirty = true;
         let counters = self.counters.port(port);
         counters.tx.add(1);
-        counters.tx_bytes.add(bytes);
+        counters.tx_bytes.add(u64::from(frame_bytes));
         Ok(())
     }
 
     /// Transmits the packet in `self.packet` that another worker handed over. A drop is counted at the egress port, since
     /// the ingress port's counters here are not where the packet was counted as received.
     pub(super) fn transmit_handed(&mut self, port: PortId) {
-        if let Err(reason) = self.transmit(port) {
+        if let Err(reason) = self.transmit(port, self.frame_bytes()) {
             self.counters.port(port).tx_dropped[reason as usize].add(1);
             self.free_packet();
         }
@@ -158,7 +163,7 @@ impl<Q: QueueIo> Worker<Q> {
         if let Some(headers) = headers {
             self.finish_checksum(headers, ingress, tables);
         }
-        match self.send(host_id) {
+        match self.send(host_id, self.frame_bytes()) {
             Ok(()) => self.counters.port(ingress).kernel[reason as usize].add(1),
             Err(_) => self.drop_packet(ingress, DropReason::HostPortGone),
         }
