@@ -10,10 +10,11 @@ mod ports;
 mod routes;
 mod slots;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 use podlane_dataplane::forward::PassReason;
 use podlane_dataplane::table::{

@@ -38,6 +38,8 @@ const UPKEEP: Duration = Duration::from_secs(1);
 const FDB_REFRESH_S: u32 = 3;
 /// How long stopping waits for the workers to send what they hold; a device that is down never takes it.
 const DRAIN: Duration = Duration::from_millis(50);
+/// Entries of the BPF maps from which on a change is written into both copies at once.
+const CATCH_UP: usize = 256;
 /// How often an interface's queues are counted again; the kernel does not tell of a change.
 const QUEUE_COUNT: Duration = Duration::from_secs(5);
 
@@ -144,6 +146,8 @@ pub struct Daemon {
     policy: PathPolicy,
     /// Whether the BPF maps hold the current snapshot.
     in_force: bool,
+    /// Whether their other copy lacks much of it.
+    copy_is_behind: bool,
     host_port: HostPort,
     pub(crate) wanted: Wanted,
     pub(crate) large: Large,
@@ -219,6 +223,7 @@ impl Daemon {
             ports: Ports::new(mode, host),
             policy,
             in_force: false,
+            copy_is_behind: false,
             host_port,
             wanted: Wanted::default(),
             large,
@@ -413,12 +418,27 @@ impl Daemon {
         let synced = self.steering.sync(&self.publisher.current());
         self.in_force = synced.is_ok();
         match synced {
-            Ok(_) => Ok(()),
+            Ok(writes) => {
+                self.copy_is_behind = writes.updated + writes.removed > CATCH_UP;
+                Ok(())
+            }
             Err(BpfError::Full { .. }) => {
                 self.notes.push("the BPF maps are full; what does not fit passes to the kernel".to_owned());
                 Ok(())
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Brings the copy of the maps that no program reads up to the current snapshot after a large change, so that the next
+    /// small one, which is written there, does not have to.
+    fn catch_up(&mut self) {
+        if !std::mem::take(&mut self.copy_is_behind) {
+            return;
+        }
+        if let Err(error) = self.steering.sync(&self.publisher.current()) {
+            // What is in force stays so; the next change tries again.
+            tracing::debug!(%error, "bringing the second copy of the maps up to date");
         }
     }
 
@@ -499,6 +519,7 @@ impl Daemon {
         if !changes.is_empty() {
             self.follow(changes)?;
         }
+        self.catch_up();
         self.keep_entries_alive();
         Ok(())
     }

@@ -5,10 +5,10 @@
 //! successfully written. A call that fails half-way leaves that note true and the old snapshot in force, and the next call
 //! goes on from there.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use podlane_dataplane::table::Tables;
 use podlane_dataplane::{MacAddr, PortId, limits};

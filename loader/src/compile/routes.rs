@@ -4,9 +4,9 @@
 //! look-up gives the same answer if every prefix of the local table is the kernel's, and every route of the main table
 //! that lies inside such a prefix is left out.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use hashbrown::HashSet;
 use ipnet::IpNet;
 use netlink_packet_route::route::RouteType;
 use podlane_dataplane::forward::PassReason;

@@ -1,8 +1,10 @@
 //! Numbers that stay with a thing for as long as it lives: indices into next hops and into the workers' activity tables.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::hash::Hash;
+
+use hashbrown::HashMap;
 
 /// Hands out the numbers from 0 up to a limit; a freed number is used again, the lowest first.
 #[derive(Debug, Clone)]
