@@ -140,11 +140,11 @@ static __always_inline int tables_are_stale(const struct snapshot *snapshot, str
 	__u64 tick = bpf_jiffies64() << 1;
 	__u64 ns;
 
-	if ((count->stale & ~1ULL) != tick) {
+	if ((count->clock & ~1ULL) != tick) {
 		ns = *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
-		count->stale = tick | ((__s64)(bpf_ktime_get_coarse_ns() - ns) > (__s64)(TABLES_STALE_MS * NS_PER_MS));
+		count->clock = tick | ((__s64)(bpf_ktime_get_coarse_ns() - ns) > (__s64)(TABLES_STALE_MS * NS_PER_MS));
 	}
-	return count->stale & 1;
+	return count->clock & 1;
 }
 
 /* PACKET_HOST of linux/if_packet.h. */

@@ -177,9 +177,11 @@ struct counters {
 	__u64 repeated_out_bytes;
 	/* By enum pass_reason. */
 	__u64 passed[PASS_SLOTS];
-	/* No counter: when the tc program last looked at the clock for this port on this CPU, in jiffies, twice; plus 1 if the
-	 * tables were stale. */
-	__u64 stale;
+	/*
+	 * No counter: when the tc program last looked at the clock for this port on this CPU, in half jiffies; odd if the tables
+	 * were stale then.
+	 */
+	__u64 clock;
 };
 
 struct {

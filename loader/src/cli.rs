@@ -306,10 +306,15 @@ fn wants_colours() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// The daemon that a question is for, or the exit code when its name is none.
+fn instance_of(name: &str, err: &mut impl Write) -> Result<InstanceName, u8> {
+    name.parse().map_err(|error| complain(err, MISUSED, format_args!("--instance: {error}")))
+}
+
 fn show_status(options: &StatusOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
-    let instance: InstanceName = match options.instance.parse() {
+    let instance = match instance_of(&options.instance, err) {
         Ok(instance) => instance,
-        Err(error) => return complain(err, MISUSED, format_args!("--instance: {error}")),
+        Err(code) => return code,
     };
     match control::ask_status(instance.as_str(), control::PATIENCE) {
         Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
@@ -319,9 +324,9 @@ fn show_status(options: &StatusOptions, out: &mut impl Write, err: &mut impl Wri
 }
 
 fn change_path(options: PathOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
-    let instance: InstanceName = match options.instance.parse() {
+    let instance = match instance_of(&options.instance, err) {
         Ok(instance) => instance,
-        Err(error) => return complain(err, MISUSED, format_args!("--instance: {error}")),
+        Err(code) => return code,
     };
     match control::ask_path(instance.as_str(), &options.path, &options.ports, control::PATIENCE) {
         Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
@@ -334,9 +339,9 @@ fn change_path(options: PathOptions, out: &mut impl Write, err: &mut impl Write)
 }
 
 fn show_trace(options: TraceOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
-    let instance: InstanceName = match options.instance.parse() {
+    let instance = match instance_of(&options.instance, err) {
         Ok(instance) => instance,
-        Err(error) => return complain(err, MISUSED, format_args!("--instance: {error}")),
+        Err(code) => return code,
     };
     let question = Question {
         from: options.from,

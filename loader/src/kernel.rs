@@ -317,10 +317,7 @@ impl Kernel {
     }
 
     fn set_link(&mut self, ifindex: u32, attributes: Vec<LinkAttribute>, action: &str) -> Result<(), KernelError> {
-        let mut message = LinkMessage::default();
-        message.header.index = ifindex;
-        message.attributes = attributes;
-        Ok(self.requests.request(RouteNetlinkMessage::SetLink(message), 0, action)?)
+        Ok(set_link(&mut self.requests, ifindex, attributes, action)?)
     }
 
     fn delete_link(&mut self, name: &str) -> Result<(), KernelError> {
@@ -397,6 +394,19 @@ impl Kernel {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Sets attributes of an interface of the socket's network namespace.
+pub(crate) fn set_link(
+    requests: &mut RequestSocket,
+    ifindex: u32,
+    attributes: Vec<LinkAttribute>,
+    action: &str,
+) -> Result<(), NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    message.attributes = attributes;
+    requests.request(RouteNetlinkMessage::SetLink(message), 0, action)
 }
 
 fn neighbour_in_use(ifindex: u32, address: IpAddr) -> NeighbourMessage {

@@ -75,19 +75,28 @@ pub fn node_goes_and_comes(bed: &mut Bed, family: Family) -> Result<()> {
     flow.finish()?.intact()
 }
 
+/// What node 1 says of routing: "on", or why it is left to the kernel.
+fn routing(bed: &Bed, family: Family) -> Result<String> {
+    let routing = bed.status(1)?.routing;
+    Ok(family.pick(routing.ipv4, routing.ipv6))
+}
+
+/// Waits until node 1 says that of routing; nobody says anything without Podlane.
+fn routing_becomes(bed: &Bed, family: Family, wanted: &str) -> Result<()> {
+    if !bed.has_podlane() {
+        return Ok(());
+    }
+    let what = format!("routing to be \"{wanted}\"");
+    wait_for(&what, FOLLOW, || Ok((routing(bed, family)? == wanted).then_some(())))
+}
+
 /// A routing rule that Podlane does not mirror: the kernel decides, and `status` says why.
 pub fn rules(bed: &mut Bed, family: Family) -> Result<()> {
     let [_, way] = ways(bed, family)?;
     bed.warm_up(&way)?;
     let (from, to) = (bed.address("pod1", family)?, way.address);
     ip(bed, "node1", family, &format!("rule add from {from} to {to} prohibit"))?;
-    let routing = |bed: &Bed| -> Result<String> {
-        let routing = bed.status(1)?.routing;
-        Ok(family.pick(routing.ipv4, routing.ipv6))
-    };
-    if bed.has_podlane() {
-        wait_for("routing to be left to the kernel", FOLLOW, || Ok((routing(bed)? == "policy_rules").then_some(())))?;
-    }
+    routing_becomes(bed, family, "policy_rules")?;
     unreachable(bed, &way)?;
     let before = bed.counters()?;
     bed.ping(&bed.way("pod2", "pod4", family)?, 100, 3)?;
@@ -95,7 +104,8 @@ pub fn rules(bed: &mut Bed, family: Family) -> Result<()> {
     ip(bed, "node1", family, &format!("rule del from {from} to {to} prohibit"))?;
     bed.warm_up(&way)?;
     if bed.has_podlane() {
-        ensure!(routing(bed)? == "on", "routing must be on again: {}", routing(bed)?);
+        let routing = routing(bed, family)?;
+        ensure!(routing == "on", "routing must be on again: {routing}");
     }
     Ok(())
 }
@@ -109,18 +119,10 @@ pub fn ipsec(bed: &mut Bed, family: Family) -> Result<()> {
         let policy = format!("src {from} dst {to} dir {direction} action block");
         bed.sh("node1", &format!("ip xfrm policy add {policy}"))?;
     }
-    let routing = |bed: &Bed| -> Result<String> {
-        let routing = bed.status(1)?.routing;
-        Ok(family.pick(routing.ipv4, routing.ipv6))
-    };
-    if bed.has_podlane() {
-        wait_for("routing to be left to the kernel", FOLLOW, || Ok((routing(bed)? == "policy_rules").then_some(())))?;
-    }
+    routing_becomes(bed, family, "policy_rules")?;
     unreachable(bed, &way)?;
     bed.sh("node1", "ip xfrm policy flush")?;
-    if bed.has_podlane() {
-        wait_for("routing to be Podlane's again", FOLLOW, || Ok((routing(bed)? == "on").then_some(())))?;
-    }
+    routing_becomes(bed, family, "on")?;
     bed.warm_up(&way)
 }
 

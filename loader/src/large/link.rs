@@ -11,6 +11,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::set_link;
 use crate::mirror::socket;
 use crate::mirror::{NetlinkError, RequestSocket};
 
@@ -91,7 +92,7 @@ fn state(payload: &[u8]) -> State {
 /// # Errors
 /// If the kernel refuses.
 pub fn set_mtu(requests: &mut RequestSocket, ifindex: u32, mtu: u32) -> Result<(), NetlinkError> {
-    set(requests, ifindex, vec![LinkAttribute::Mtu(mtu)], &format!("set the MTU of interface {ifindex} to {mtu}"))
+    set_link(requests, ifindex, vec![LinkAttribute::Mtu(mtu)], &format!("set the MTU of interface {ifindex} to {mtu}"))
 }
 
 /// Sets an interface's sizes.
@@ -101,17 +102,5 @@ pub fn set_mtu(requests: &mut RequestSocket, ifindex: u32, mtu: u32) -> Result<(
 pub fn set_sizes(requests: &mut RequestSocket, ifindex: u32, sizes: Sizes) -> Result<(), NetlinkError> {
     let action = format!("set the IPv4 segmentation sizes of interface {ifindex} to {}", sizes.gso);
     let sizes = vec![LinkAttribute::GsoIpv4MaxSize(sizes.gso), LinkAttribute::GroIpv4MaxSize(sizes.gro)];
-    set(requests, ifindex, sizes, &action)
-}
-
-fn set(
-    requests: &mut RequestSocket,
-    ifindex: u32,
-    attributes: Vec<LinkAttribute>,
-    action: &str,
-) -> Result<(), NetlinkError> {
-    let mut message = LinkMessage::default();
-    message.header.index = ifindex;
-    message.attributes = attributes;
-    requests.request(RouteNetlinkMessage::SetLink(message), 0, action)
+    set_link(requests, ifindex, sizes, &action)
 }

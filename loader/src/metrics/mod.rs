@@ -212,12 +212,7 @@ impl Snapshot {
             counters(encoder, "port_dropped_packets", "Packets that came in through the port and were lost", None)?;
         for port in ports {
             by_reason(&mut dropped, port, WORKER, &port.dropped)?;
-            let drops = port.socket_drops;
-            for (reason, count) in [
-                ("rx_ring_full", drops.rx_ring_full),
-                ("fill_ring_empty", drops.fill_ring_empty),
-                ("other", drops.other),
-            ] {
+            for (reason, count, _) in port.socket_drops.parts() {
                 dropped.counter(&vec![("port", &port.name), ("by", "socket"), ("reason", reason)], count)?;
             }
         }
@@ -282,14 +277,7 @@ impl Snapshot {
         counters(encoder, "table_generations", "Snapshots of the tables that were put in force", None)?
             .only_counter(tables.generation)?;
         let mut frames = gauges(encoder, "umem_frames", "UMEM frames by the place where they are", None)?;
-        for (place, count) in [
-            ("free", umem.free),
-            ("fill", umem.fill),
-            ("rx", umem.rx),
-            ("worker", umem.worker),
-            ("handoff", umem.handoff),
-            ("tx", umem.tx),
-        ] {
+        for (place, count) in umem.places() {
             frames.gauge(&vec![("place", place)], count as f64)?;
         }
         gauges(encoder, "umem_frames_limit", "UMEM frames in all", None)?.only_gauge(umem.frames as f64)

@@ -312,7 +312,7 @@ impl SocketDrops {
     }
 
     /// Name, number and sentence of each kind.
-    fn parts(&self) -> [(&'static str, u64, &'static str); 3] {
+    pub(crate) fn parts(&self) -> [(&'static str, u64, &'static str); 3] {
         [
             ("rx_ring_full", self.rx_ring_full, "The worker did not empty the socket's RX ring in time."),
             ("fill_ring_empty", self.fill_ring_empty, "No free UMEM frame was there to receive into."),
@@ -386,7 +386,8 @@ impl UmemStatus {
         self.places().iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
-    fn places(&self) -> [(&'static str, u64); 6] {
+    /// Name and number of each place.
+    pub(crate) fn places(&self) -> [(&'static str, u64); 6] {
         [
             ("free", self.free),
             ("fill", self.fill),

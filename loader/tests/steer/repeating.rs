@@ -135,7 +135,7 @@ fn tables_that_nobody_keeps_are_not_trusted() {
         let node = Node::new(TcKind::Tcx);
         node.vouch();
         assert!(arrives(&node));
-        // As if the last sign of life were older than is trusted; the clock is looked at once in a few frames.
+        // As if the last sign of life were older than is trusted; the clock is looked at once in a tick.
         node.steering.vouch(clock::coarse_ns() - (limits::TABLES_STALE_MS + 500) * 1_000_000);
         let start = Instant::now();
         while arrives(&node) {
