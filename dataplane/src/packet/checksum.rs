@@ -71,18 +71,16 @@ fn sum_of(bytes: &[u8]) -> u16 {
 /// Whether the checksum of an IPv4 header without options is right.
 #[inline]
 pub fn ipv4_header_is_right(header: &[u8; 20]) -> bool {
-    sum_of(header) == 0xffff
+    let (words, _) = header.as_chunks::<4>();
+    // All ones are all ones in either byte order.
+    fold(words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum()) == 0xffff
 }
 
 /// The folded sum of the pseudo-header (RFC 9293, 3.1; RFC 768) of `l4_bytes` of `protocol` over IPv4: exactly what Linux
 /// leaves in the checksum field of a packet whose checksum is still to be computed.
 #[inline]
 pub fn pseudo_header_ipv4(source: [u8; 4], destination: [u8; 4], protocol: u8, l4_bytes: u32) -> u16 {
-    let words = |address: [u8; 4]| {
-        let address = u32::from_be_bytes(address);
-        (address >> 16) + (address & 0xffff)
-    };
-    pseudo_header(words(source), words(destination), protocol, l4_bytes)
+    pseudo_header(u32::from_be_bytes(source), u32::from_be_bytes(destination), protocol, l4_bytes)
 }
 
 /// The same for IPv6 (RFC 8200, 8.1).
@@ -91,7 +89,8 @@ pub fn pseudo_header_ipv6(source: [u8; 16], destination: [u8; 16], protocol: u8,
     pseudo_header(sum_of(&source).into(), sum_of(&destination).into(), protocol, l4_bytes)
 }
 
-/// `source` and `destination`: sums of their 16-bit words, folded or not.
+/// `source` and `destination`: sums of their 16-bit words, folded or not; an integer of two words is one, since carries come
+/// back in at the other end.
 #[inline]
 fn pseudo_header(source: u32, destination: u32, protocol: u8, l4_bytes: u32) -> u16 {
     fold(u64::from(source) + u64::from(destination) + u64::from(protocol) + u64::from(l4_bytes))

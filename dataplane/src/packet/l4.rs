@@ -31,7 +31,8 @@ const fn is_tunnel(port: u16) -> bool {
     const GUE: u16 = 6080;
     const GTP_U: u16 = 2152;
     const MPLS: u16 = 6635;
-    matches!(port, VXLAN | OLD_VXLAN | GENEVE | FOU | GUE | GTP_U | MPLS)
+    // Most ports are told from all of these by one comparison.
+    GTP_U <= port && port <= OLD_VXLAN && matches!(port, VXLAN | OLD_VXLAN | GENEVE | FOU | GUE | GTP_U | MPLS)
 }
 
 /// What admission found out.

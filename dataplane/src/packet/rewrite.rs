@@ -85,7 +85,7 @@ pub fn l4_checksum_location(headers: &Headers) -> Option<PartialChecksum> {
 
 /// Whether, and where, the frame whose first piece is `bytes` carries a partial L4 checksum. To be asked only of frames
 /// from ports with [`partial_checksums`](crate::table::Port::partial_checksums) (see the head of this module).
-#[inline]
+#[inline(always)]
 pub fn partial_checksum(bytes: &[u8], headers: &Headers) -> Option<PartialChecksum> {
     let location = l4_checksum_location(headers)?;
     let field = u16::from_be_bytes(*bytes.get(location.field()..)?.first_chunk()?);

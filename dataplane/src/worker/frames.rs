@@ -7,6 +7,7 @@
 //! Therefore half of the frames are put aside for the minimum of every queue that may still come ([`capacity`]), and a queue
 //! gets a fair share of what is left. The loader opens no more queues than that, so none can ever be without frames.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
@@ -42,6 +43,18 @@ impl Homes {
         ((frame.index() / self.frames_per_worker) as usize).min(self.rings.len() - 1)
     }
 
+    /// Sends a frame home. It comes back only if there is no room for it, and there is room for every frame there is.
+    fn send(&self, frame: Frame) -> Result<(), Frame> {
+        self.rings[self.home(&frame)].push(frame)
+    }
+
+    /// The numbers of the frames that are at home at `worker`.
+    fn own(&self, worker: usize) -> Range<u32> {
+        let start = self.frames_per_worker * worker as u32;
+        let is_last = worker + 1 == self.rings.len();
+        start..if is_last { u32::MAX } else { start + self.frames_per_worker }
+    }
+
     /// Splits all frames by home.
     pub fn split(&self, frames: Vec<Frame>) -> Vec<Vec<Frame>> {
         let mut split: Vec<Vec<Frame>> = self.rings.iter().map(|_| Vec::new()).collect();
@@ -58,6 +71,8 @@ impl Homes {
 pub struct FramePool {
     worker: usize,
     homes: Homes,
+    /// The frames that are at home here; a comparison is cheaper than the division that finds another home.
+    own: Range<u32>,
     free: Vec<Frame>,
     total: usize,
     /// Queues that receive from this pool now.
@@ -70,7 +85,8 @@ impl FramePool {
         let total = free.len();
         // Frames of other workers pass through for a moment; room for them, so that the packet path never allocates.
         free.reserve(crate::limits::BATCH * crate::limits::MAX_PIECES);
-        FramePool { worker, homes, free, total, queues: 0 }
+        let own = homes.own(worker);
+        FramePool { worker, homes, own, free, total, queues: 0 }
     }
 
     /// A queue was added.
@@ -122,13 +138,8 @@ impl FramePool {
     /// Takes one frame back.
     #[inline]
     pub fn put_one(&mut self, frame: Frame) {
-        let home = self.homes.home(&frame);
-        if home == self.worker {
-            self.free.push(frame);
-        } else if let Err(frame) = self.homes.rings[home].push(frame) {
-            // Cannot happen: the ring has room for every frame there is. Keeping the frame loses nothing.
-            self.free.push(frame);
-        }
+        let kept = if self.own.contains(&frame.index()) { Some(frame) } else { self.homes.send(frame).err() };
+        self.free.extend(kept);
     }
 }
 

@@ -29,6 +29,7 @@ pub use command::{Command, Egress};
 pub use counters::{Counter, PortCounters, WorkerCounters};
 pub use frames::{FramePool, Homes, capacity};
 pub use handoff::Handoff;
+use packet_path::Batch;
 pub use run::{IdlePolicy, run};
 
 use crate::addr::PortId;
@@ -48,10 +49,27 @@ struct Slot<Q> {
     transmits: bool,
     /// Packets were queued since the last kick, or an earlier kick could not send all.
     dirty: bool,
+    /// Packets put into its TX ring that are not counted yet.
+    sent: Tally,
     /// Packets received since the worker last slept.
     awake_rx: usize,
     /// Whether a packet that arrives wakes the worker.
     watched: bool,
+}
+
+/// Packets and their bytes, collected for a moment: counters that others read are written once for each batch.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    packets: u64,
+    bytes: u64,
+}
+
+impl Tally {
+    #[inline]
+    fn add(&mut self, bytes: u32) {
+        self.packets += 1;
+        self.bytes += u64::from(bytes);
+    }
 }
 
 /// What a worker is made of.
@@ -99,6 +117,8 @@ pub struct Worker<Q> {
     woken: Box<[bool]>,
     received: Vec<Piece>,
     packet: Vec<Piece>,
+    /// Packets of the present batch that were forwarded.
+    forwarded: Tally,
     returned: Vec<Frame>,
 }
 
@@ -126,6 +146,7 @@ impl<Q: QueueIo> Worker<Q> {
             // A packet's pieces all come in one receive call, so this is the most that a batch can be.
             received: Vec::with_capacity(limits::BATCH * limits::MAX_PIECES),
             packet: Vec::with_capacity(limits::MAX_PIECES),
+            forwarded: Tally::default(),
             returned: Vec::with_capacity(4096),
         }
     }
@@ -222,7 +243,8 @@ impl<Q: QueueIo> Worker<Q> {
             let port = self.slots[slot].port;
             self.counters.port(port).rx.add(packets as u64);
             self.slots[slot].awake_rx += packets;
-            self.forward_batch(port, &mut received, tables, now_s);
+            let batch = Batch { ingress: port, from: tables.ports.get(port), tables, now_s };
+            self.forward_batch(batch, &mut received);
         }
         self.received = received;
         self.top_up(slot);
@@ -266,6 +288,12 @@ impl<Q: QueueIo> Worker<Q> {
     /// Kicks the TX rings that were touched and takes transmitted frames back.
     fn flush(&mut self) {
         for slot in &mut self.slots {
+            if slot.sent.packets != 0 {
+                let sent = std::mem::take(&mut slot.sent);
+                let counters = self.counters.port(slot.port);
+                counters.tx.add(sent.packets);
+                counters.tx_bytes.add(sent.bytes);
+            }
             if slot.dirty {
                 self.counters.tx_syscalls.add(u64::from(slot.queue.kick()));
                 slot.dirty = slot.queue.tx_unsent() != 0;
@@ -279,7 +307,15 @@ impl<Q: QueueIo> Worker<Q> {
 
     fn add_queue(&mut self, port: PortId, queue: Q, transmits: bool) {
         self.pool.add_queue();
-        self.slots.push(Slot { port, queue, transmits, dirty: false, awake_rx: 0, watched: true });
+        self.slots.push(Slot {
+            port,
+            queue,
+            transmits,
+            dirty: false,
+            sent: Tally::default(),
+            awake_rx: 0,
+            watched: true,
+        });
         self.index_slots();
         self.top_up(self.slots.len() - 1);
     }

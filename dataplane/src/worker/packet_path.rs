@@ -10,64 +10,74 @@ use crate::packet::{self, Headers, rewrite};
 use crate::table::learn::{LearnReport, Sighting};
 use crate::table::{Port, PortKind, Tables};
 
-/// Whether a queue may hold another packet: a port whose packets linger on their way out must not collect the frames that
-/// the others need.
-#[inline]
-fn fits(queue: &impl QueueIo, packet: &[Piece]) -> bool {
-    queue.tx_outstanding() + packet.len() <= limits::MAX_TX_OUTSTANDING
+/// What the packets of a batch have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Batch<'a> {
+    /// Where they came in.
+    pub ingress: PortId,
+    /// The entry of that port; it may have gone in the meantime.
+    pub from: Option<&'a Port>,
+    /// The snapshot that all of them are decided by.
+    pub tables: &'a Tables,
+    /// Seconds of the monotonic clock.
+    pub now_s: u32,
+}
+
+/// Puts a packet into a TX ring, unless it is full or may not hold another packet: a port whose packets linger on their way
+/// out must not collect the frames that the others need.
+#[inline(always)]
+fn offer(queue: &mut impl QueueIo, packet: &mut Vec<Piece>) -> bool {
+    queue.tx_outstanding() + packet.len() <= limits::MAX_TX_OUTSTANDING && queue.transmit(packet)
 }
 
 impl<Q: QueueIo> Worker<Q> {
-    /// Forwards a batch of whole packets that came in through `ingress`; `received` is empty afterwards.
-    pub(super) fn forward_batch(&mut self, ingress: PortId, received: &mut Vec<Piece>, tables: &Tables, now_s: u32) {
+    /// Forwards a batch of whole packets; `received` is empty afterwards.
+    pub(super) fn forward_batch(&mut self, batch: Batch<'_>, received: &mut Vec<Piece>) {
         for piece in received.drain(..) {
             let last = !piece.more;
             self.packet.push(piece);
             if last {
-                self.forward_packet(ingress, tables, now_s);
+                self.forward_packet(batch);
             }
         }
+        self.count_forwarded(batch.ingress);
     }
 
     /// Forwards the packet in `self.packet`, which is empty afterwards.
     #[inline]
-    fn forward_packet(&mut self, ingress: PortId, tables: &Tables, now_s: u32) {
+    fn forward_packet(&mut self, batch: Batch<'_>) {
         if self.packet.len() > limits::MAX_PIECES {
-            return self.drop_packet(ingress, DropReason::TooManyPieces);
+            return self.drop_packet(batch.ingress, DropReason::TooManyPieces);
         }
         let frame_bytes = self.frame_bytes();
         let headers = match packet::parse(self.memory.bytes(&self.packet[0]), frame_bytes) {
             Ok(headers) => headers,
-            Err(reason) => return self.pass_to_kernel(ingress, None, reason, tables),
+            Err(reason) => return self.pass_to_kernel(batch, None, reason),
         };
-        match decide(&headers, ingress, tables) {
+        match decide(&headers, batch.ingress, batch.tables) {
             Verdict::Forward { port, rewrite, used } => {
-                self.learn_source(&headers, ingress, tables, now_s);
+                self.learn_source(batch, &headers);
                 if let Rewrite::Route { destination, source } = rewrite {
                     // Only a neighbour is kept by being sent to; an FDB entry, as on any bridge, by its own frames.
-                    self.activity.touch(used, now_s);
+                    self.activity.touch(used, batch.now_s);
                     let bytes = self.memory.bytes_mut(&mut self.packet[0]);
                     rewrite::route(bytes, &headers, destination, source);
                 }
-                self.finish_checksum(&headers, ingress, tables);
+                self.finish_checksum(batch, &headers);
                 match self.send(port, frame_bytes) {
-                    Ok(()) => {
-                        let counters = self.counters.port(ingress);
-                        counters.forwarded.add(1);
-                        counters.forwarded_bytes.add(u64::from(frame_bytes));
-                    }
-                    Err(reason) => self.drop_packet(ingress, reason),
+                    Ok(()) => self.forwarded.add(frame_bytes),
+                    Err(reason) => self.drop_packet(batch.ingress, reason),
                 }
             }
-            Verdict::Kernel(reason) => self.pass_to_kernel(ingress, Some(&headers), reason, tables),
+            Verdict::Kernel(reason) => self.pass_to_kernel(batch, Some(&headers), reason),
         }
     }
 
     /// A frame from a pod may carry a partial L4 checksum, which must not leave as it is: asks whoever transmits it to
     /// finish it, or finishes it here where nobody can be asked.
-    #[inline]
-    fn finish_checksum(&mut self, headers: &Headers, ingress: PortId, tables: &Tables) {
-        if !tables.ports.get(ingress).is_some_and(|port| port.partial_checksums) {
+    #[inline(always)]
+    fn finish_checksum(&mut self, batch: Batch<'_>, headers: &Headers) {
+        if !batch.from.is_some_and(|port| port.partial_checksums) {
             return;
         }
         let Some(partial) = rewrite::partial_checksum(self.memory.bytes(&self.packet[0]), headers) else { return };
@@ -96,7 +106,7 @@ impl<Q: QueueIo> Worker<Q> {
 
     /// Puts the packet, of `frame_bytes`, into the TX ring of `port`, or hands it to the worker that does. On failure it stays
     /// in `self.packet`.
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, port: PortId, frame_bytes: u32) -> Result<(), DropReason> {
         match self.egress[port.index()] {
             Egress::Own => self.transmit(port, frame_bytes),
@@ -113,23 +123,21 @@ impl<Q: QueueIo> Worker<Q> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn transmit(&mut self, port: PortId, frame_bytes: u32) -> Result<(), DropReason> {
         let slot = self.slots.get_mut(usize::from(self.own_slot[port.index()])).filter(|slot| slot.port == port);
         let slot = slot.ok_or(DropReason::EgressGone)?;
-        if !fits(&slot.queue, &self.packet) || !slot.queue.transmit(&mut self.packet) {
+        if !offer(&mut slot.queue, &mut self.packet) {
             // A full ring is often only waiting for its kick.
             self.counters.tx_syscalls.add(u64::from(slot.queue.kick()));
             slot.queue.complete(&mut self.returned);
-            if !fits(&slot.queue, &self.packet) || !slot.queue.transmit(&mut self.packet) {
+            if !offer(&mut slot.queue, &mut self.packet) {
                 slot.dirty = true;
                 return Err(DropReason::TxRingFull);
             }
         }
         slot.dirty = true;
-        let counters = self.counters.port(port);
-        counters.tx.add(1);
-        counters.tx_bytes.add(u64::from(frame_bytes));
+        slot.sent.add(frame_bytes);
         Ok(())
     }
 
@@ -145,13 +153,13 @@ impl<Q: QueueIo> Worker<Q> {
     /// Gives the packet in `self.packet` back to the kernel through the host port, which is a member of the bridge. One that
     /// came from an uplink and is addressed to that interface gets the bridge's own MAC address instead, so that the node's
     /// stack accepts it there.
-    fn pass_to_kernel(&mut self, ingress: PortId, headers: Option<&Headers>, reason: PassReason, tables: &Tables) {
+    fn pass_to_kernel(&mut self, batch: Batch<'_>, headers: Option<&Headers>, reason: PassReason) {
+        let Batch { ingress, from, tables, .. } = batch;
         // The kernel would see it come in through the host port, where such a port's state says nothing.
         if matches!(reason, PassReason::PortState | PassReason::Hairpin) {
             return self.drop_packet(ingress, DropReason::PortBlocked);
         }
         let host = self.host_port.and_then(|id| Some((id, tables.ports.get(id)?)));
-        let from = tables.ports.get(ingress);
         let Some((host_id, host)) = host else {
             return self.drop_packet(ingress, DropReason::HostPortGone);
         };
@@ -161,7 +169,7 @@ impl<Q: QueueIo> Worker<Q> {
             *destination = host.router_mac.octets();
         }
         if let Some(headers) = headers {
-            self.finish_checksum(headers, ingress, tables);
+            self.finish_checksum(batch, headers);
         }
         match self.send(host_id, self.frame_bytes()) {
             Ok(()) => self.counters.port(ingress).kernel[reason as usize].add(1),
@@ -169,6 +177,15 @@ impl<Q: QueueIo> Worker<Q> {
         }
     }
 
+    /// Counts what was forwarded since the last call, all of which came in through `ingress`.
+    fn count_forwarded(&mut self, ingress: PortId) {
+        let forwarded = std::mem::take(&mut self.forwarded);
+        let counters = self.counters.port(ingress);
+        counters.forwarded.add(forwarded.packets);
+        counters.forwarded_bytes.add(forwarded.bytes);
+    }
+
+    #[cold]
     fn drop_packet(&mut self, port: PortId, reason: DropReason) {
         self.counters.port(port).dropped[reason as usize].add(1);
         self.free_packet();
@@ -182,23 +199,23 @@ impl<Q: QueueIo> Worker<Q> {
 
     /// What the bridge would have learned from the frame's source address: keeps a known one alive, reports a new one.
     #[inline]
-    fn learn_source(&mut self, headers: &Headers, ingress: PortId, tables: &Tables, now_s: u32) {
-        let Some(from) = tables.ports.get(ingress) else { return };
+    fn learn_source(&mut self, batch: Batch<'_>, headers: &Headers) {
+        let Some(from) = batch.from else { return };
         if from.kind != PortKind::Pod {
             return;
         }
-        match tables.fdb.get(headers.source_mac) {
-            Some(entry) if entry.port == ingress => self.activity.touch(entry.activity, now_s),
+        match batch.tables.fdb.get(headers.source_mac) {
+            Some(entry) if entry.port == batch.ingress => self.activity.touch(entry.activity, batch.now_s),
             Some(entry) if entry.is_static => {}
-            _ if from.learning => self.report_source(ingress, headers, tables, now_s),
+            _ if from.learning => self.report_source(batch, headers),
             _ => {}
         }
     }
 
     #[cold]
-    fn report_source(&mut self, ingress: PortId, headers: &Headers, tables: &Tables, now_s: u32) {
-        let report = LearnReport { port: ingress, mac: headers.source_mac };
-        match self.limiter.sight(report, tables.generation, now_s) {
+    fn report_source(&mut self, batch: Batch<'_>, headers: &Headers) {
+        let report = LearnReport { port: batch.ingress, mac: headers.source_mac };
+        match self.limiter.sight(report, batch.tables.generation, batch.now_s) {
             Sighting::Report if self.learn.push(report).is_ok() => self.counters.learn_reports.add(1),
             Sighting::Report | Sighting::Limited => self.counters.learn_limited.add(1),
             Sighting::Known => {}
