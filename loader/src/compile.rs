@@ -87,7 +87,8 @@ pub struct Compiler {
     neighbours: BTreeMap<NeighbourKey, Adjacency>,
     neighbour_slots: Slots<NeighbourKey>,
     targets: Slots<Target>,
-    used_targets: [HashSet<Target>; 2],
+    /// Which of their numbers the routes of each family use.
+    used_targets: [Vec<bool>; 2],
     too_many_routes: [bool; 2],
 }
 
@@ -114,7 +115,7 @@ impl Compiler {
             neighbours: BTreeMap::new(),
             neighbour_slots: Slots::new(limits::MAX_NEIGHBOURS),
             targets,
-            used_targets: [HashSet::new(), HashSet::new()],
+            used_targets: [Vec::new(), Vec::new()],
             too_many_routes: [false; 2],
         }
     }
@@ -293,16 +294,7 @@ impl Compiler {
     fn compile_fib(&mut self, family: Family, world: &World) -> bool {
         let selected = routes::select(family, world.routes(family));
         let own = family as usize;
-        self.used_targets[own] = selected.iter().map(|(_, target)| *target).collect();
-        let [v4, v6] = &self.used_targets;
-        self.targets.retain(|target, _| *target == LEFT_OUT || v4.contains(target) || v6.contains(target));
-        let mut left_out = 0;
-        let mut values = Vec::with_capacity(selected.len());
-        for (network, target) in selected {
-            let value = self.targets.get_or_insert(target);
-            left_out += usize::from(value.is_none());
-            values.push((network, value.unwrap_or(0)));
-        }
+        let (mut values, left_out) = self.number_targets(family, selected);
         let (step, name) = match family {
             Family::V4 => ("4 routes ipv4", "IPv4"),
             Family::V6 => ("4 routes ipv6", "IPv6"),
@@ -346,6 +338,30 @@ impl Compiler {
                 replace(&mut tables.fib6, fib, same_routes)
             }
         }
+    }
+
+    /// The targets' numbers in the place of the targets, and how many routes there was none left for.
+    fn number_targets(&mut self, family: Family, selected: Vec<(IpNet, Target)>) -> (Vec<(IpNet, u32)>, usize) {
+        let used = &mut self.used_targets[family as usize];
+        used.clear();
+        used.resize(self.targets.span(), false);
+        let known = selected.iter().map(|(_, target)| self.targets.get(target));
+        let mut numbers: Vec<Option<u32>> = known.collect();
+        numbers.iter().flatten().for_each(|number| used[*number as usize] = true);
+        // Numbers become free before new ones are given out.
+        let is_used = |number: u32| self.used_targets.iter().any(|used| used.get(number as usize) == Some(&true));
+        self.targets.retain(|target, number| *target == LEFT_OUT || is_used(number));
+        for ((_, target), number) in selected.iter().zip(&mut numbers).filter(|(_, number)| number.is_none()) {
+            *number = self.targets.get_or_insert(*target);
+            if let Some(number) = *number {
+                let used = &mut self.used_targets[family as usize];
+                used.resize(self.targets.span(), false);
+                used[number as usize] = true;
+            }
+        }
+        let left_out = numbers.iter().filter(|number| number.is_none()).count();
+        let networks = selected.into_iter().map(|(network, _)| network);
+        (networks.zip(numbers.into_iter().map(|number| number.unwrap_or(0))).collect(), left_out)
     }
 
     /// The next hops have the numbers of their targets, so that they can change while the FIB stays.

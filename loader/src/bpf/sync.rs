@@ -95,6 +95,38 @@ where
         Ok(changes)
     }
 
+    /// The same for a table whose rows have an order, from the rows that are written, which the caller knows: one walk along
+    /// both, instead of a look-up for each row. `entry` makes key and value of a row.
+    fn plan_ordered<R: Copy, O: Ord>(
+        &self,
+        written: impl ExactSizeIterator<Item = R>,
+        rows: impl ExactSizeIterator<Item = R>,
+        order: impl Fn(R) -> O,
+        entry: impl Fn(R) -> ([u8; K], [u8; V]),
+    ) -> Result<Changes<K, V>, BpfError> {
+        let (count, limit) = (rows.len(), self.limit());
+        if count > limit {
+            return Err(BpfError::Full { table: self.table, count, limit });
+        }
+        let mut changes = Changes::default();
+        let mut written = written.peekable();
+        for row in rows {
+            while let Some(old) = written.next_if(|old| order(*old) < order(row)) {
+                changes.remove.push(entry(old).0);
+            }
+            match written.next_if(|old| order(*old) == order(row)).map(&entry) {
+                None => {
+                    changes.added += 1;
+                    changes.put.push(entry(row));
+                }
+                Some(old) if old != entry(row) => changes.put.push(entry(row)),
+                Some(_) => {}
+            }
+        }
+        changes.remove.extend(written.map(|old| entry(old).0));
+        Ok(changes)
+    }
+
     /// Adds and changes. In a map that is too full to hold old and new entries together, the old ones go first.
     fn put(&mut self, changes: &mut Changes<K, V>, writes: &mut Writes) -> Result<(), BpfError> {
         if self.written.len() + changes.added > self.limit() {
@@ -355,15 +387,17 @@ impl Snapshot {
         if !last.is_some_and(|last| Arc::ptr_eq(&last.next_hops, &tables.next_hops)) {
             plan.next_hops = self.next_hops.plan(tables.next_hops.iter().map(layout::next_hop))?;
         }
-        if !last.is_some_and(|last| Arc::ptr_eq(&last.fib4, &tables.fib4)) {
-            let routes = tables.fib4.iter();
-            plan.fib4 =
-                self.fib4.plan(routes.map(|(ip, length, to)| (layout::prefix4(copy, ip, length), index(to))))?;
+        let entry4 = |(ip, length, to)| (layout::prefix4(copy, ip, length), index(to));
+        match last.map(|last| &last.fib4) {
+            Some(fib4) if Arc::ptr_eq(fib4, &tables.fib4) => {}
+            Some(fib4) => plan.fib4 = self.fib4.plan_ordered(fib4.iter(), tables.fib4.iter(), prefix, entry4)?,
+            None => plan.fib4 = self.fib4.plan(tables.fib4.iter().map(entry4))?,
         }
-        if !last.is_some_and(|last| Arc::ptr_eq(&last.fib6, &tables.fib6)) {
-            let routes = tables.fib6.iter();
-            plan.fib6 =
-                self.fib6.plan(routes.map(|(ip, length, to)| (layout::prefix6(copy, ip, length), index(to))))?;
+        let entry6 = |(ip, length, to)| (layout::prefix6(copy, ip, length), index(to));
+        match last.map(|last| &last.fib6) {
+            Some(fib6) if Arc::ptr_eq(fib6, &tables.fib6) => {}
+            Some(fib6) => plan.fib6 = self.fib6.plan_ordered(fib6.iter(), tables.fib6.iter(), prefix, entry6)?,
+            None => plan.fib6 = self.fib6.plan(tables.fib6.iter().map(entry6))?,
         }
         plan.node = self.node.plan(std::iter::once(layout::node(&tables.routing, &tables.cluster)))?;
         Ok(plan)
@@ -432,6 +466,11 @@ fn near_stations(tables: &Tables) -> Vec<[u8; layout::NEAR_STATION_BYTES]> {
         }
     }
     places
+}
+
+/// What the routes of a FIB are sorted by.
+fn prefix<K>((address, length, _): (K, u8, u32)) -> (K, u8) {
+    (address, length)
 }
 
 fn index(value: u32) -> [u8; 4] {

@@ -4,9 +4,9 @@
 //! look-up gives the same answer if every prefix of the local table is the kernel's, and every route of the main table
 //! that lies inside such a prefix is left out.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hashbrown::HashSet;
 use ipnet::IpNet;
 use netlink_packet_route::route::RouteType;
 use podlane_dataplane::forward::PassReason;
@@ -38,26 +38,13 @@ pub enum Target {
     },
 }
 
-/// A prefix as an integer and a length. IPv4 addresses are the low 32 bits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Prefix {
-    bits: u128,
-    length: u8,
-}
-
-impl Prefix {
-    fn of(network: &IpNet) -> Prefix {
-        let bits = match network.network() {
-            IpAddr::V4(address) => u128::from(address.to_bits()),
-            IpAddr::V6(address) => address.to_bits(),
-        };
-        Prefix { bits, length: network.prefix_len() }
-    }
-
-    fn cut(self, length: u8, width: u8) -> Prefix {
-        let mask = u128::MAX.checked_shl(u32::from(width - length)).unwrap_or(0);
-        Prefix { bits: self.bits & mask, length }
-    }
+/// First and last address of a network as integers; IPv4 addresses are the low 32 bits.
+fn range(network: &IpNet) -> (u128, u128) {
+    let bits = |address| match address {
+        IpAddr::V4(address) => u128::from(Ipv4Addr::to_bits(address)),
+        IpAddr::V6(address) => Ipv6Addr::to_bits(address),
+    };
+    (bits(network.network()), bits(network.broadcast()))
 }
 
 /// Destinations that the kernel never forwards by a route, whatever the main table says: "this network", loopback,
@@ -79,56 +66,41 @@ fn never_forwarded(family: Family) -> Vec<IpNet> {
 
 /// One target for every prefix that needs one. No prefix comes twice.
 pub fn select(family: Family, routes: &Routes) -> Vec<(IpNet, Target)> {
-    let width = if family == Family::V4 { 32 } else { 128 };
     let mut selected = Vec::with_capacity(routes.len());
-    let mut shadows = Shadows::new(width);
+    let mut shadows = BTreeSet::new();
     for (key, _) in routes.iter().filter(|(key, _)| key.table == TABLE_LOCAL) {
-        if shadows.add(&key.destination) {
+        if shadows.insert(key.destination) {
             selected.push((key.destination, Target::Kernel(PassReason::ForNode)));
         }
     }
     for network in never_forwarded(family) {
-        if shadows.add(&network) {
+        if shadows.insert(network) {
             selected.push((network, Target::Kernel(PassReason::RouteKind)));
         }
     }
+    let mut shadows = outermost(&shadows).peekable();
     let main: Vec<_> = routes.iter().filter(|(key, _)| key.table == TABLE_MAIN).collect();
     for group in main.chunk_by(|(one, _), (other, _)| one.destination == other.destination) {
         let destination = group[0].0.destination;
-        if !shadows.cover(&destination) {
+        let (first, last) = range(&destination);
+        // Both are sorted by address, so what ends before this destination is behind us for good.
+        while shadows.next_if(|shadow| shadow.1 < first).is_some() {}
+        if !shadows.peek().is_some_and(|shadow| shadow.0 <= first && last <= shadow.1) {
             selected.push((destination, winner(family, group)));
         }
     }
     selected
 }
 
-/// Prefixes of the local table.
-struct Shadows {
-    width: u8,
-    prefixes: HashSet<Prefix>,
-    lengths: Vec<u8>,
-}
-
-impl Shadows {
-    fn new(width: u8) -> Self {
-        Shadows { width, prefixes: HashSet::new(), lengths: Vec::new() }
-    }
-
-    fn add(&mut self, network: &IpNet) -> bool {
-        let prefix = Prefix::of(network);
-        if !self.lengths.contains(&prefix.length) {
-            self.lengths.push(prefix.length);
-        }
-        self.prefixes.insert(prefix)
-    }
-
-    fn cover(&self, network: &IpNet) -> bool {
-        let prefix = Prefix::of(network);
-        self.lengths
-            .iter()
-            .filter(|length| **length <= prefix.length)
-            .any(|length| self.prefixes.contains(&prefix.cut(*length, self.width)))
-    }
+/// The ranges of those networks that lie in no other one of them, sorted.
+fn outermost(networks: &BTreeSet<IpNet>) -> impl Iterator<Item = (u128, u128)> {
+    let mut end = None;
+    // By address, then the longer range first; two networks lie inside of each other or apart.
+    networks.iter().map(range).filter(move |&(_, last)| {
+        let is_outside = end.is_none_or(|end| end < last);
+        end = end.max(Some(last));
+        is_outside
+    })
 }
 
 /// The route that the kernel takes among those to one prefix, which are sorted by TOS and then metric: the lowest metric.

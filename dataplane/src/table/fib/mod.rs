@@ -198,7 +198,7 @@ impl<K: FibKey> Fib<K> {
     }
 
     /// All routes, sorted by prefix and length.
-    pub fn iter(&self) -> impl Iterator<Item = (K, u8, u32)> + '_ {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (K, u8, u32)> + '_ {
         self.routes.iter().copied()
     }
 
