@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tracing::level_filters::LevelFilter;
 
 use crate::check;
 use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, PathChoice, Settings};
 use crate::control;
 use crate::explain;
+use crate::log::{self, Format};
 use crate::trace::{self, Protocol, Question};
 
 /// The command was carried out.
@@ -191,9 +191,13 @@ struct NodeOptions {
     /// Member of the bridge that is left to the kernel; may be repeated
     #[arg(long, value_name = "IFACE", value_delimiter = ',')]
     skip: Vec<String>,
-    /// What is logged [default: info]
-    #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    /// What is logged [default: the environment variable PODLANE_LOG, else info]
+    #[arg(long, visible_alias = "log-level", value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: Option<String>,
+    /// How lines of the log look: for people, for programs, or for systemd's journal [default: auto, which is journal where
+    /// stderr leads there, else text]
+    #[arg(long, value_name = "FORMAT", value_parser = Format::words())]
+    log_format: Option<String>,
 }
 
 impl NodeOptions {
@@ -222,7 +226,8 @@ impl NodeOptions {
             local_mtu: one(self.local_mtu, "--local-mtu"),
             metrics_address: one(self.metrics_address, "--metrics-address"),
             skip: list(self.skip, "--skip"),
-            log: one(self.log, "--log"),
+            log: one(self.log, "--log").or_else(|| one(log_variable(), log::LEVEL_VARIABLE)),
+            log_format: one(self.log_format, "--log-format"),
         }
     }
 
@@ -281,7 +286,7 @@ fn run_daemon<E: Display>(options: NodeOptions, err: &mut impl Write, run: impl 
             return complain(err, FAILED, format_args!("the kernel does not tell the CPUs: {}", error.desc()));
         }
     };
-    start_log(config.log);
+    log::start(&config.log, config.log_format, io::stderr().is_terminal() && wants_colours());
     if let Err(error) = check::preflight(&config) {
         return complain(err, FAILED, error);
     }
@@ -294,11 +299,9 @@ fn run_daemon<E: Display>(options: NodeOptions, err: &mut impl Write, run: impl 
     }
 }
 
-/// Log lines go to stderr, so that a service manager keeps them, in colours only for people.
-fn start_log(level: LevelFilter) {
-    let coloured = io::stderr().is_terminal() && wants_colours();
-    // A second subscriber is refused; that only happens where this is called twice in one process, in tests.
-    let _ = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(coloured).try_init();
+/// What the environment says of the log.
+fn log_variable() -> Option<String> {
+    std::env::var(log::LEVEL_VARIABLE).ok().filter(|value| !value.is_empty())
 }
 
 /// <https://no-color.org>
@@ -459,7 +462,7 @@ mod tests {
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
                     --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f \
-                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m";
+                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m --log-format json";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!(options.config, Some("f".into()));
@@ -485,6 +488,7 @@ mod tests {
             metrics_address: Some(text("m", "--metrics-address")),
             skip: Some(vec![text("s", "--skip")]),
             log: Some(text("debug", "--log")),
+            log_format: Some(text("json", "--log-format")),
         };
         assert_eq!(options.settings(), expected);
     }

@@ -16,6 +16,7 @@ pub mod engine;
 pub mod explain;
 pub mod kernel;
 pub mod large;
+pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod ports;

@@ -44,7 +44,8 @@ fn defaults() -> Config {
         large: Wish::default(),
         metrics_address: "127.0.0.1:9477".parse().ok(),
         skip: Vec::new(),
-        log: LevelFilter::INFO,
+        log: LogFilter::default(),
+        log_format: None,
         notes: Vec::new(),
     }
 }
