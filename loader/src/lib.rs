@@ -6,6 +6,7 @@
 //! closes sockets, [`large`] gives pods larger frames for each other, [`daemon`] is the one loop that ties them together, and [`control`] and [`status`] answer questions.
 
 pub mod bpf;
+pub mod bugreport;
 pub mod check;
 pub mod cli;
 pub mod compile;
@@ -14,6 +15,7 @@ pub mod control;
 pub mod daemon;
 pub mod engine;
 pub mod explain;
+pub mod generate;
 pub mod kernel;
 pub mod large;
 pub mod log;
@@ -22,4 +24,5 @@ pub mod mirror;
 pub mod ports;
 mod report;
 pub mod status;
+pub mod tables;
 pub mod trace;

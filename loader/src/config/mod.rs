@@ -6,6 +6,7 @@
 
 mod cidr;
 mod cpus;
+mod effective;
 mod file;
 mod judge;
 mod names;

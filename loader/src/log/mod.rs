@@ -77,6 +77,11 @@ pub fn finish() {
     }
 }
 
+/// The time, in UTC, as lines of the log have it: `2026-11-23T01:02:03.000004Z`.
+pub fn now() -> String {
+    record::now()
+}
+
 /// The last lines.
 pub fn recent() -> Recent {
     LOG.get().map(|log| log.parts().ring.recent()).unwrap_or_default()

@@ -37,11 +37,8 @@ impl Record {
     /// Of an event, now.
     pub fn of(event: &Event<'_>) -> Self {
         let metadata = event.metadata();
-        let mut time = String::new();
-        // Writing to memory fails only if the clock cannot be told, and then the time is left out.
-        let _ = SystemTime.format_time(&mut Writer::new(&mut time));
         let mut record = Record {
-            time,
+            time: now(),
             level: *metadata.level(),
             target: metadata.target().to_owned(),
             message: String::new(),
@@ -204,11 +201,20 @@ impl Visit for Record {
     }
 }
 
+/// Now, in UTC.
+pub fn now() -> String {
+    let mut time = String::new();
+    // Writing to memory does not fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    time
+}
+
 /// Text without anything that breaks a line, moves a cursor or turns the direction of writing, of at most `most` characters.
 /// A kernel allows nearly every byte in an interface's name.
 pub fn clean(text: &str, most: usize) -> String {
     let is_harmful = |c: char| {
-        c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}')
+        c.is_control()
+            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}')
             || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     let mut cleaned = String::with_capacity(text.len().min(most));

@@ -56,7 +56,10 @@ fn a_complaint_is_said_at_once_and_then_once_in_a_period_with_the_number_of_the_
     let due = limiter.due(start + SECOND * 120);
     assert_eq!(due, [record("x")], "the only one that was held is said as it was");
     assert!(limiter.due(start + SECOND * 179).is_empty() && limiter.keys() == 1);
-    assert!(limiter.due(start + SECOND * 180).is_empty() && limiter.keys() == 0, "what has not come again is forgotten");
+    assert!(
+        limiter.due(start + SECOND * 180).is_empty() && limiter.keys() == 0,
+        "what has not come again is forgotten"
+    );
 }
 
 #[test]
@@ -75,9 +78,8 @@ fn what_is_held_is_said_without_a_further_one_and_at_the_end() {
 #[test]
 fn others_are_not_held_back_and_the_number_of_keys_is_bounded() {
     let (mut limiter, start) = (Limiter::default(), Instant::now());
-    let said = (0..100_000u64).filter(|&what| {
-        matches!(limiter.judge((what % 3, what + 1), record("x"), start), Verdict::Say(_))
-    });
+    let said = (0..100_000u64)
+        .filter(|&what| matches!(limiter.judge((what % 3, what + 1), record("x"), start), Verdict::Say(_)));
     // Beyond the bound, each of the three places says one more for everybody.
     assert_eq!(said.count(), MAX_KEYS + 3);
     assert_eq!(limiter.keys(), MAX_KEYS + 3);
@@ -129,7 +131,10 @@ fn an_event_becomes_clean_text_with_fields() {
     assert_eq!((&line["fields"]["queues"], &line["fields"]["error"]), (&json!(2), &json!("no \"room\"")));
     let journal = record.journal();
     assert!(journal.starts_with(&format!("MESSAGE={text}\nPRIORITY=4\n")), "{journal}");
-    assert!(journal.contains("\nPODLANE_QUEUES=2\n") && journal.contains("\nCODE_FILE=loader/src/log/tests.rs\n"), "{journal}");
+    assert!(
+        journal.contains("\nPODLANE_QUEUES=2\n") && journal.contains("\nCODE_FILE=loader/src/log/tests.rs\n"),
+        "{journal}"
+    );
     assert!(journal.lines().all(|line| line.contains('=')), "{journal}");
 }
 
