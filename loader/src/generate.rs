@@ -138,7 +138,7 @@ fn collect(command: &Command, pages: &mut Vec<(String, Vec<u8>)>) {
     let mut text = Vec::new();
     // Writing to memory does not fail.
     if page(command, &mut text).is_ok() {
-        pages.push((format!("{}.{SECTION}", name_of(command)), text));
+        pages.push((format!("{}.{SECTION}", name_of(command)), tidy(&text)));
     }
     command.get_subcommands().filter(|below| !below.is_hide_set()).for_each(|below| collect(below, pages));
 }
@@ -147,11 +147,22 @@ fn name_of(command: &Command) -> String {
     command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned()
 }
 
+/// Without the line breaks that stand beside blank lines, where they mean nothing.
+fn tidy(text: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<&str> = text.lines().collect();
+    let is_blank = |index: usize| lines.get(index) == Some(&".sp");
+    let is_idle = |index: usize| lines[index] == ".br" && (is_blank(index + 1) || (index > 0 && is_blank(index - 1)));
+    let kept = (0..lines.len()).filter(|&index| !is_idle(index)).flat_map(|index| [lines[index], "\n"]);
+    kept.collect::<String>().into_bytes()
+}
+
 fn page(command: &Command, out: &mut dyn Write) -> io::Result<()> {
     let name = name_of(command);
-    let source = format!("podlane {}", env!("CARGO_PKG_VERSION"));
-    let man = Man::new(command.clone()).title(&name).section(SECTION).source(source).manual(MANUAL);
-    man.render_title(out)?;
+    // No date: the same commands make the same page at any time.
+    let title = name.to_uppercase();
+    writeln!(out, ".TH {title} {SECTION} \"\" \"podlane {}\" \"{MANUAL}\"", env!("CARGO_PKG_VERSION"))?;
+    let man = Man::new(command.clone());
     man.render_name_section(out)?;
     man.render_synopsis_section(out)?;
     man.render_description_section(out)?;
@@ -200,8 +211,10 @@ fn list(heading: &str, terms: &[(&str, &str)]) -> Roff {
 fn shown(examples: &[(&str, &str)]) -> Roff {
     let mut roff = Roff::default();
     roff.control("SH", ["EXAMPLES"]);
-    for (line, what) in examples {
-        roff.control("PP", []);
+    for (index, (line, what)) in examples.iter().enumerate() {
+        if index > 0 {
+            roff.control("PP", []);
+        }
         roff.text([roman(*what)]);
         roff.control("PP", []);
         roff.control("RS", ["4"]);

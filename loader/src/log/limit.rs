@@ -103,6 +103,7 @@ impl Entry {
     /// The last that was held, with the number of the others.
     fn release(&mut self, age: Duration) -> Option<Record> {
         let others = std::mem::take(&mut self.held).saturating_sub(1);
-        self.last.take().map(|record| record.with_more(others, age))
+        let again = |record: Record| if others > 0 { record.with_more(others, age) } else { record.again(age) };
+        self.last.take().map(again)
     }
 }

@@ -67,6 +67,12 @@ impl Record {
         self
     }
 
+    /// Said once more, a while after it happened.
+    pub fn again(mut self, time: Duration) -> Self {
+        let _ = write!(self.message, " (again in the last {} s)", time.as_secs().max(1));
+        self
+    }
+
     /// The level's word.
     pub fn level_word(&self) -> &'static str {
         match self.level {

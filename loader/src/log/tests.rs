@@ -54,7 +54,7 @@ fn a_complaint_is_said_at_once_and_then_once_in_a_period_with_the_number_of_the_
     assert_eq!(at(61), Verdict::Hold);
     assert!(limiter.due(start + SECOND * 119).is_empty());
     let due = limiter.due(start + SECOND * 120);
-    assert_eq!(due, [record("x")], "the only one that was held is said as it was");
+    assert_eq!(due, [record("x (again in the last 60 s)")]);
     assert!(limiter.due(start + SECOND * 179).is_empty() && limiter.keys() == 1);
     assert!(
         limiter.due(start + SECOND * 180).is_empty() && limiter.keys() == 0,
@@ -71,7 +71,8 @@ fn what_is_held_is_said_without_a_further_one_and_at_the_end() {
     let due: Vec<String> = limiter.due(start + PERIOD).into_iter().map(|record| record.message).collect();
     assert_eq!(due, ["number 4 (… 3 more like this in the last 60 s)"], "the last one, and how many others");
     limiter.judge((1, 1), record("late"), start + PERIOD + SECOND);
-    assert_eq!(limiter.finish(), [record("late")]);
+    let rest = limiter.finish();
+    assert!(rest.len() == 1 && rest[0].message.starts_with("late (again in the last "), "{rest:?}");
     assert!(limiter.finish().is_empty());
 }
 
