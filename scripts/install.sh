@@ -218,12 +218,12 @@ do_uninstall() {
         fail "the service runs: stop it first with 'systemctl disable --now podlane'."
     fi
     while IFS= read -r path; do
-        remove_file "$path"
+        [[ -z $path ]] || remove_file "$path"
     done < <(printf '%s\n' "${!OLD[@]}" | sort)
     rm -f "$DESTDIR$LIST"
     # The deepest first; what somebody else uses stays.
     while IFS= read -r directory; do
-        rmdir --ignore-fail-on-non-empty "$DESTDIR$directory" 2>/dev/null || true
+        [[ -z $directory ]] || rmdir --ignore-fail-on-non-empty "$DESTDIR$directory" 2>/dev/null || true
     done < <(printf '%s\n' ${OLD_DIRS[@]+"${OLD_DIRS[@]}"} | sort -r)
     reload_systemd
 }

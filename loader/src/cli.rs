@@ -337,15 +337,24 @@ fn run_daemon<E: Display>(options: NodeOptions, err: &mut impl Write, run: impl 
     };
     log::start(&config.log, config.log_format, io::stderr().is_terminal() && wants_colours());
     if let Err(error) = check::preflight(&config) {
-        return complain(err, FAILED, error);
+        return give_up(err, error);
     }
     for note in &config.notes {
         tracing::info!("{note}");
     }
     match run(config) {
         Ok(()) => DONE,
-        Err(error) => complain(err, FAILED, format_args!("{error:#}")),
+        Err(error) => give_up(err, format_args!("{error:#}")),
     }
+}
+
+/// The daemon's last word: a sentence for people, a line of the log where programs read it.
+fn give_up(err: &mut impl Write, sentence: impl Display) -> u8 {
+    if log::is_for_people() {
+        return complain(err, FAILED, sentence);
+    }
+    tracing::error!("{sentence}");
+    FAILED
 }
 
 /// What the environment says of the log.

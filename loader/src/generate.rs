@@ -147,10 +147,10 @@ fn name_of(command: &Command) -> String {
     command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned()
 }
 
-/// Without the line breaks that stand beside blank lines, where they mean nothing.
+/// With blank lines as requests, and without the line breaks beside them, which mean nothing.
 fn tidy(text: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(text);
-    let lines: Vec<&str> = text.lines().collect();
+    let lines: Vec<&str> = text.lines().map(|line| if line.is_empty() { ".sp" } else { line }).collect();
     let is_blank = |index: usize| lines.get(index) == Some(&".sp");
     let is_idle = |index: usize| lines[index] == ".br" && (is_blank(index + 1) || (index > 0 && is_blank(index - 1)));
     let kept = (0..lines.len()).filter(|&index| !is_idle(index)).flat_map(|index| [lines[index], "\n"]);

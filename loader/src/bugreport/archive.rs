@@ -8,6 +8,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tar::{Builder, EntryType, Header};
 
+use crate::log;
+
 /// Bytes of one part; the rest is cut off, and the list says so.
 pub const MAX_PART: usize = 4 << 20;
 /// Bytes of all parts together, before compression; what comes later is left out, and the list says so.
@@ -157,7 +159,7 @@ fn list(entries: &[Entry]) -> String {
         let line = format!(
             "{name:<names$}  {bytes:>8}  {:<7}  {source:<sources$}  {}",
             outcome.word(),
-            outcome.why().replace('\n', "; ")
+            log::clean(&outcome.why().replace('\n', "; "), log::MAX_FIELD)
         );
         let _ = writeln!(text, "{}", line.trim_end());
     }

@@ -23,6 +23,7 @@ use crate::config::{Config, ConfigError, DEFAULT_FILE};
 use crate::log;
 use crate::status::{Cell, Table};
 use daemon::Daemon;
+use source::Programs;
 
 /// Interfaces whose driver and features are told.
 const MAX_INTERFACES: usize = 16;
@@ -105,17 +106,18 @@ fn collect(wish: &Wish, load: Load<'_>, name: &str, out: impl Write) -> io::Resu
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut archive = Archive::new(out, name, now);
     let daemon = Daemon::find(&wish.instance);
+    let programs = Programs::new(source::PATIENCE_FOR_ALL);
     let mut notes = vec![daemon.sentence()];
     if !nix::unistd::geteuid().is_root() {
         notes.push("It was not collected as root: what only root may see is missing. Run it as root.".to_owned());
     }
-    archive.add("versions.txt", "this program, uname(2)", Ok(node::versions()))?;
+    archive.add("versions.txt", "this program, uname(2)", Ok(node::versions(programs)))?;
     let interfaces = configuration(wish, &daemon, load, &mut archive, &mut notes)?;
     daemon.collect(&mut archive)?;
-    kernel(wish, &daemon, &interfaces, &mut archive)?;
+    kernel(wish, programs, &daemon, &interfaces, &mut archive)?;
     machine(&daemon, &mut archive)?;
     let journal = ["journalctl", "--no-pager", "-o", "short-iso-precise", "-n", JOURNAL_LINES, "-u", "podlane"];
-    program(&mut archive, "log/journal.txt", &journal)?;
+    program(programs, &mut archive, "log/journal.txt", &journal)?;
     if !wish.firewall {
         notes.push("Rules of firewalls are counted, not copied; --include-firewall copies them.".to_owned());
     }
@@ -124,8 +126,8 @@ fn collect(wish: &Wish, load: Load<'_>, name: &str, out: impl Write) -> io::Resu
     Ok((entries, notes))
 }
 
-fn program(archive: &mut Archive<impl Write>, name: &str, words: &[&str]) -> io::Result<()> {
-    archive.add(name, &words.join(" "), source::program(words, source::PATIENCE))
+fn program(programs: Programs, archive: &mut Archive<impl Write>, name: &str, words: &[&str]) -> io::Result<()> {
+    archive.add(name, &words.join(" "), programs.run(words))
 }
 
 /// The configuration and what `podlane check` says of it. Gives the interfaces that it names.
@@ -165,28 +167,38 @@ fn configuration(
     Ok(std::iter::once(&config.bridge).chain(&config.uplinks).map(ToString::to_string).collect())
 }
 
-fn kernel(wish: &Wish, daemon: &Daemon, named: &[String], archive: &mut Archive<impl Write>) -> io::Result<()> {
+fn kernel(
+    wish: &Wish,
+    programs: Programs,
+    daemon: &Daemon,
+    named: &[String],
+    archive: &mut Archive<impl Write>,
+) -> io::Result<()> {
     archive.add("kernel/bpf.json", "bpf(2)", node::bpf(daemon.pid()))?;
     archive.add("kernel/switches.txt", "/proc/sys", Ok(node::switches(named)))?;
     for (name, words) in node::PROGRAMS {
-        program(archive, name, words)?;
+        program(programs, archive, name, words)?;
     }
     for (name, path) in node::FILES {
         archive.add(name, path, source::file(Path::new(path)))?;
     }
     for name in interfaces(named, daemon).iter().take(MAX_INTERFACES) {
-        archive.add(&format!("kernel/ethtool/{name}.txt"), &format!("ethtool of {name}"), node::interface(name))?;
+        archive.add(
+            &format!("kernel/ethtool/{name}.txt"),
+            &format!("ethtool of {name}"),
+            node::interface(programs, name),
+        )?;
     }
-    archive.add("kernel/nft-counts.txt", "nft -j list ruleset, counted", node::nft_counts())?;
+    archive.add("kernel/nft-counts.txt", "nft -j list ruleset, counted", node::nft_counts(programs))?;
     for (name, saver) in
         [("kernel/iptables-counts.txt", "iptables-save"), ("kernel/ip6tables-counts.txt", "ip6tables-save")]
     {
-        archive.add(name, &format!("{saver}, counted"), node::iptables_counts(saver))?;
+        archive.add(name, &format!("{saver}, counted"), node::iptables_counts(programs, saver))?;
     }
     if wish.firewall {
-        program(archive, "kernel/nft-rules.txt", &["nft", "-a", "list", "ruleset"])?;
-        program(archive, "kernel/iptables-rules.txt", &["iptables-save", "-c"])?;
-        program(archive, "kernel/ip6tables-rules.txt", &["ip6tables-save", "-c"])?;
+        program(programs, archive, "kernel/nft-rules.txt", &["nft", "-a", "list", "ruleset"])?;
+        program(programs, archive, "kernel/iptables-rules.txt", &["iptables-save", "-c"])?;
+        program(programs, archive, "kernel/ip6tables-rules.txt", &["ip6tables-save", "-c"])?;
     }
     Ok(())
 }
@@ -220,19 +232,19 @@ impl Report {
     pub fn render(&self) -> String {
         let mut table = Table::new(["file", "bytes", "", "why not"]);
         for entry in &self.entries {
-            let why: String = entry.outcome.why().chars().take(60).collect();
+            let why = log::clean(&entry.outcome.why().replace('\n', "; "), 60);
             table.row([
                 Cell::text(&entry.name),
                 Cell::Number(entry.bytes as u64),
                 Cell::text(entry.outcome.word()),
-                Cell::text(why.replace('\n', "; ")),
+                Cell::text(why),
             ]);
         }
         let count = |word: &str| self.entries.iter().filter(|entry| entry.outcome.word() == word).count();
         let mut text = String::new();
         table.render(&mut text);
         text.push('\n');
-        self.notes.iter().for_each(|note| text.push_str(&format!("{note}\n")));
+        self.notes.iter().for_each(|note| text.push_str(&format!("{}\n", log::clean(note, log::MAX_MESSAGE))));
         text.push_str(&format!(
             "{}: {} KiB, readable by you alone. {} parts, {} of them incomplete, and {} could not be had; {LIST_NAME} in it \
              says why.\nIt has this node's addresses, interfaces and routes, and no packets. Look it through before you \

@@ -9,7 +9,7 @@ use libbpf_rs::query::{LinkInfoIter, LinkTypeInfo, MapInfoIter, ProgInfoIter};
 use serde_json::{Value, json};
 
 use super::archive::Content;
-use super::source::{self, short};
+use super::source::{self, Programs, short};
 
 /// Programs, maps or links of the kernel that are listed.
 const MAX_OBJECTS: usize = 2000;
@@ -98,7 +98,7 @@ const INTERFACE_SWITCHES: [&str; 4] = [
 ];
 
 /// Versions of everything that is involved.
-pub fn versions() -> Content {
+pub fn versions(programs: Programs) -> Content {
     let kernel = nix::sys::utsname::uname();
     let word =
         |word: Option<&std::ffi::OsStr>| word.map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
@@ -116,7 +116,7 @@ pub fn versions() -> Content {
         let _ = writeln!(text, "program {}", program.display());
     }
     for words in [["ip", "-V"], ["ethtool", "--version"], ["nft", "--version"], ["systemctl", "--version"]] {
-        let told = source::program(&words, source::PATIENCE).map(|content| content.bytes);
+        let told = programs.run(&words).map(|content| content.bytes);
         let told = told.map(|bytes| String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().to_owned());
         let _ = writeln!(text, "{}", told.unwrap_or_else(|why| why));
     }
@@ -297,11 +297,11 @@ pub fn bpf(pid: Option<i32>) -> Result<Content, String> {
 }
 
 /// Driver and features of an interface.
-pub fn interface(name: &str) -> Result<Content, String> {
+pub fn interface(programs: Programs, name: &str) -> Result<Content, String> {
     let mut whole = Content::default();
     for option in ["-i", "-k", "-l", "-g", "-S"] {
         let title = format!("== ethtool {option} {name}\n");
-        match source::program(&["ethtool", option, name], source::PATIENCE) {
+        match programs.run(&["ethtool", option, name]) {
             Ok(mut content) => {
                 whole.bytes.extend_from_slice(title.as_bytes());
                 whole.bytes.append(&mut content.bytes);
@@ -315,8 +315,8 @@ pub fn interface(name: &str) -> Result<Content, String> {
 }
 
 /// How many rules each chain of nft has. What they say is the owner's business.
-pub fn nft_counts() -> Result<Content, String> {
-    let listed = source::program(&["nft", "-j", "list", "ruleset"], source::PATIENCE)?;
+pub fn nft_counts(programs: Programs) -> Result<Content, String> {
+    let listed = programs.run(&["nft", "-j", "list", "ruleset"])?;
     count_nft(&listed.bytes).map(Content::from)
 }
 
@@ -344,8 +344,8 @@ pub(super) fn count_nft(listed: &[u8]) -> Result<String, String> {
 }
 
 /// How many rules each chain of iptables has; `program` is `iptables-save` or `ip6tables-save`.
-pub fn iptables_counts(program: &str) -> Result<Content, String> {
-    let saved = source::program(&[program], source::PATIENCE)?;
+pub fn iptables_counts(programs: Programs, program: &str) -> Result<Content, String> {
+    let saved = programs.run(&[program])?;
     Ok(Content::from(count_iptables(&String::from_utf8_lossy(&saved.bytes))))
 }
 

@@ -11,6 +11,8 @@ use super::archive::{Content, MAX_PART};
 
 /// How long a program may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long all of them may take.
+pub const PATIENCE_FOR_ALL: Duration = Duration::from_secs(60);
 /// How often it is looked at whether it has ended.
 const TICK: Duration = Duration::from_millis(2);
 /// Where programs are looked for, whatever the caller's environment says.
@@ -44,8 +46,30 @@ fn read(from: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Programs of the node, which have a time for all of them together.
+#[derive(Clone, Copy, Debug)]
+pub struct Programs {
+    deadline: Instant,
+}
+
+impl Programs {
+    /// From now on.
+    pub fn new(time: Duration) -> Self {
+        Programs { deadline: Instant::now() + time }
+    }
+
+    /// What a program prints within [`PATIENCE`]. If it fails, what it printed up to then and its complaint.
+    pub fn run(&self, words: &[&str]) -> Result<Content, String> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err("left out: the programs before it took too long".to_owned());
+        }
+        program(words, left.min(PATIENCE))
+    }
+}
+
 /// What a program prints. If it fails, what it printed up to then and its complaint.
-pub fn program(words: &[&str], patience: Duration) -> Result<Content, String> {
+pub(super) fn program(words: &[&str], patience: Duration) -> Result<Content, String> {
     let (program, arguments) = words.split_first().ok_or("no program is named")?;
     let mut child = Command::new(program)
         .args(arguments)

@@ -83,6 +83,8 @@ fn programs_are_bounded_in_time_and_bytes() {
     assert!(start.elapsed() < Duration::from_secs(5));
     let long = source::program(&["yes"], Duration::from_secs(60)).unwrap();
     assert_eq!((long.bytes.len(), long.wrong), (MAX_PART + 1, None));
+    let late = source::Programs::new(Duration::ZERO).run(&["true"]);
+    assert_eq!(late, Err("left out: the programs before it took too long".to_owned()));
     assert!(run("echo ${SECRET-none}; cat").unwrap().bytes.starts_with(b"none\n"), "no environment, no input");
 }
 

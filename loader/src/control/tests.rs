@@ -313,6 +313,29 @@ fn a_status_of_another_schema_is_not_misread() {
     assert!(client::understand("test", "{\"schema\":1}").unwrap_err().to_string().contains("missing field"));
 }
 
+#[test]
+fn every_request_is_read_as_it_was_written() {
+    let question = serde_json::from_str("{\"from\":\"a\",\"to\":\"b\"}").unwrap();
+    for request in [
+        Request::Ping,
+        Request::Status,
+        Request::Path { path: "kernel".to_owned(), ports: vec!["veth0".to_owned()] },
+        Request::Trace(question),
+        Request::Tables { table: crate::tables::Table::Neighbours, offset: 4096 },
+        Request::Log,
+        Request::Config,
+    ] {
+        assert_eq!(Request::parse(request.line().as_bytes()).as_ref(), Ok(&request));
+    }
+    for wrong in [
+        "{\"request\":\"tables\"}",
+        "{\"request\":\"tables\",\"table\":\"fib5\"}",
+        "{\"request\":\"tables\",\"table\":\"fdb\",\"offset\":-1}",
+    ] {
+        assert_eq!(Request::parse(wrong.as_bytes()), Err(BadRequest::Malformed));
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_get_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

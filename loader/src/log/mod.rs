@@ -22,7 +22,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 pub use filter::{BadFilter, LEVELS, LogFilter};
 pub use limit::{Limiter, MAX_KEYS, PERIOD, Verdict};
-pub use record::{MAX_FIELD, MAX_FIELDS, MAX_MESSAGE, Record};
+pub use record::{MAX_FIELD, MAX_FIELDS, MAX_MESSAGE, Record, clean};
 pub use ring::{MAX_BYTES, MAX_LINES, Recent, Ring};
 pub use sink::{Format, Sink};
 
@@ -80,6 +80,11 @@ pub fn finish() {
 /// The time, in UTC, as lines of the log have it: `2026-11-23T01:02:03.000004Z`.
 pub fn now() -> String {
     record::now()
+}
+
+/// Whether the log of this process is for people, who then read plain sentences beside it.
+pub fn is_for_people() -> bool {
+    LOG.get().is_none_or(|log| log.parts().sink.format() == Format::Text)
 }
 
 /// The last lines.

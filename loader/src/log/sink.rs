@@ -74,6 +74,11 @@ impl Sink {
         Sink { out, format, coloured, journal, lost: 0 }
     }
 
+    /// How lines look.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// Writes a line, unless nobody makes room for it.
     pub fn write(&mut self, record: &Record) {
         if let Some(journal) = &self.journal
