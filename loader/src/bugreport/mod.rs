@@ -224,7 +224,9 @@ fn machine(daemon: &Daemon, archive: &mut Archive<impl Write>) -> io::Result<()>
 }
 
 fn pretty(value: &serde_json::Value) -> Vec<u8> {
-    serde_json::to_vec_pretty(value).unwrap_or_default()
+    let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
+    text.push(b'\n');
+    text
 }
 
 impl Report {

@@ -52,11 +52,10 @@ struct Parts {
 
 /// Starts logging to stderr, for the whole process. Only the first call has an effect.
 pub fn start(filter: &LogFilter, format: Option<Format>, coloured: bool) {
-    let parts = Parts { limiter: Limiter::default(), ring: Ring::default(), sink: Sink::stderr(format, coloured) };
-    if LOG.set(Log { hasher: RandomState::new(), parts: Mutex::new(parts) }).is_err() {
+    if LOG.set(Log::new(Sink::stderr(format, coloured))).is_err() {
         return;
     }
-    let layer = ToLog.with_filter(filter.targets());
+    let layer = LOG.get().map(|log| ToLog(log).with_filter(filter.targets()));
     // A second subscriber is refused; that only happens where tests bring their own.
     let _ = tracing_subscriber::registry().with(layer).try_init();
 }
@@ -93,6 +92,11 @@ pub fn recent() -> Recent {
 }
 
 impl Log {
+    fn new(sink: Sink) -> Self {
+        let parts = Parts { limiter: Limiter::default(), ring: Ring::default(), sink };
+        Log { hasher: RandomState::new(), parts: Mutex::new(parts) }
+    }
+
     fn parts(&self) -> MutexGuard<'_, Parts> {
         // A panic while a line was written leaves nothing half done that the next line would stumble over.
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
@@ -125,14 +129,12 @@ impl Parts {
     }
 }
 
-/// Brings events to [`LOG`].
-struct ToLog;
+/// Brings events to the log.
+struct ToLog(&'static Log);
 
 impl<S: Subscriber> Layer<S> for ToLog {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        if let Some(log) = LOG.get() {
-            log.hear(event, Instant::now());
-        }
+        self.0.hear(event, Instant::now());
     }
 }
 

@@ -151,6 +151,32 @@ fn complaints_about_different_subjects_are_told_apart() {
 }
 
 #[test]
+fn complaints_of_one_place_are_held_back_and_news_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let sink = Sink::new(File::create(&path).ok(), None, false, "", Path::new(NOWHERE));
+    let log: &'static Log = Box::leak(Box::new(Log::new(sink)));
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(ToLog(log)), || {
+        for number in 0..50 {
+            tracing::warn!(interface = format!("veth{}", number % 3), error = number, "left to the kernel");
+            tracing::info!("news");
+            tracing::warn!(target: "libbpf", "line of the verifier");
+        }
+    });
+    let text = std::fs::read_to_string(&path).unwrap();
+    let count = |what: &str| text.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((count("left to the kernel"), count("news"), count("verifier")), (3, 50, 50), "{text}");
+    let recent = log.parts().ring.recent();
+    assert_eq!(recent.lines.join("\n") + "\n", text, "what is written is remembered");
+    let rest = log.parts().limiter.finish();
+    let more: Vec<_> = rest.iter().filter_map(|record| record.fields.last()).collect();
+    assert!(
+        more.len() == 3 && more.iter().all(|(name, value)| *name == "more" && value.as_u64() >= Some(14)),
+        "{rest:?}"
+    );
+}
+
+#[test]
 fn what_is_too_long_is_cut() {
     let long = "é".repeat(MAX_MESSAGE * 2);
     let records = heard(|| tracing::info!(why = long, "{long}"));
