@@ -214,8 +214,9 @@ do_uninstall() {
     local path directory
     [[ -f $DESTDIR$LIST ]] || fail "there is no $DESTDIR$LIST: nothing is installed under this prefix."
     read_list
-    if [[ -z $DESTDIR ]] && command -v systemctl >/dev/null && systemctl -q is-active podlane 2>/dev/null; then
-        fail "the service runs: stop it first with 'systemctl disable --now podlane'."
+    if [[ -z $DESTDIR ]] && command -v systemctl >/dev/null &&
+        { systemctl -q is-active podlane || systemctl -q is-enabled podlane; } 2>/dev/null; then
+        fail "the service runs, or is to be started: end it first with 'systemctl disable --now podlane'."
     fi
     while IFS= read -r path; do
         [[ -z $path ]] || remove_file "$path"
