@@ -29,6 +29,8 @@ test  traceroute                 traceroute
 test  ethtool                    ethtool
 test  nft                        nftables
 test  clang                      clang
+test  man                        man-db
+test  mandoc                     mandoc
 demo  ip                         iproute2
 demo  bridge                     iproute2
 demo  nsenter                    util-linux

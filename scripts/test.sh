@@ -93,6 +93,7 @@ if [[ $ONLY != system ]]; then
 fi
 if [[ $ONLY != unit ]]; then
     step 'build' cargo build -q --workspace --bins
+    step 'installation' scripts/install-selftest.sh "${CARGO_TARGET_DIR:-target}/debug/podlane"
     [[ $QUICK == yes ]] || step 'testbed' scripts/netns-testbed-selftest.sh
     step 'system' system_suite
 fi

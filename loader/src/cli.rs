@@ -5,16 +5,18 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use tracing::level_filters::LevelFilter;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::bugreport;
 use crate::check;
 use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, PathChoice, Settings};
 use crate::control;
 use crate::explain;
+use crate::generate;
+use crate::log::{self, Format};
 use crate::trace::{self, Protocol, Question};
 
 /// The command was carried out.
@@ -30,7 +32,7 @@ pub const MISUSED: u8 = 2;
 /// understand to the kernel. Stop it, and the kernel does all of it again.
 #[derive(Debug, Parser)]
 #[command(name = "podlane", version, propagate_version = true, max_term_width = 100)]
-struct CommandLine {
+pub(crate) struct CommandLine {
     #[command(subcommand)]
     command: Command,
 }
@@ -60,6 +62,51 @@ enum Command {
     ///
     /// Ends with 1 if something is lacking without which `podlane run` would not work.
     Check(CheckOptions),
+    /// Collect what somebody far away needs to find a fault into one archive; changes nothing
+    ///
+    /// Versions, configuration, tables, counters, metrics, programs and maps, interfaces and routes, limits and switches, and
+    /// the recent log. No packets. Works as well when the daemon is dead or stuck, and says so. What could not be had is
+    /// listed with the reason in MANIFEST, in the archive. Run it as root, on the node (in its network namespace).
+    Bugreport(BugreportOptions),
+    /// Make manual pages or shell completions
+    #[command(hide = true)]
+    Generate(GenerateOptions),
+}
+
+#[derive(Debug, Args)]
+struct BugreportOptions {
+    /// The archive, a compressed tar file that must not exist yet [default: podlane-bugreport-INSTANCE-TIME.tar.gz here]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Name of the daemon to ask
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Configuration file to judge and copy [default: the daemon's own, or /etc/podlane/podlane.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Copy the rules of the firewall instead of only counting them
+    #[arg(long)]
+    include_firewall: bool,
+}
+
+#[derive(Debug, Args)]
+struct GenerateOptions {
+    #[command(subcommand)]
+    what: Generate,
+}
+
+#[derive(Debug, Subcommand)]
+enum Generate {
+    /// Manual pages
+    Man {
+        /// The directory that they are written into
+        directory: PathBuf,
+    },
+    /// Completions, to standard output
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -191,9 +238,13 @@ struct NodeOptions {
     /// Member of the bridge that is left to the kernel; may be repeated
     #[arg(long, value_name = "IFACE", value_delimiter = ',')]
     skip: Vec<String>,
-    /// What is logged [default: info]
-    #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    /// What is logged [default: the environment variable PODLANE_LOG, else info]
+    #[arg(long, visible_alias = "log-level", value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: Option<String>,
+    /// How lines of the log look: for people, for programs, or for systemd's journal [default: auto, which is journal where
+    /// stderr leads there, else text]
+    #[arg(long, value_name = "FORMAT", value_parser = Format::words())]
+    log_format: Option<String>,
 }
 
 impl NodeOptions {
@@ -222,7 +273,8 @@ impl NodeOptions {
             local_mtu: one(self.local_mtu, "--local-mtu"),
             metrics_address: one(self.metrics_address, "--metrics-address"),
             skip: list(self.skip, "--skip"),
-            log: one(self.log, "--log"),
+            log: one(self.log, "--log").or_else(|| one(log_variable(), log::LEVEL_VARIABLE)),
+            log_format: one(self.log_format, "--log-format"),
         }
     }
 
@@ -257,6 +309,8 @@ pub fn execute<E: Display>(
         Command::Trace(options) => show_trace(options, out, err),
         Command::Explain(options) => show_explanation(options, out, err),
         Command::Check(options) => show_check(options, out, err),
+        Command::Bugreport(options) => write_bugreport(options, out, err),
+        Command::Generate(options) => generate_files(&options.what, out, err),
     }
 }
 
@@ -281,24 +335,31 @@ fn run_daemon<E: Display>(options: NodeOptions, err: &mut impl Write, run: impl 
             return complain(err, FAILED, format_args!("the kernel does not tell the CPUs: {}", error.desc()));
         }
     };
-    start_log(config.log);
+    log::start(&config.log, config.log_format, io::stderr().is_terminal() && wants_colours());
     if let Err(error) = check::preflight(&config) {
-        return complain(err, FAILED, error);
+        return give_up(err, error);
     }
     for note in &config.notes {
         tracing::info!("{note}");
     }
     match run(config) {
         Ok(()) => DONE,
-        Err(error) => complain(err, FAILED, format_args!("{error:#}")),
+        Err(error) => give_up(err, format_args!("{error:#}")),
     }
 }
 
-/// Log lines go to stderr, so that a service manager keeps them, in colours only for people.
-fn start_log(level: LevelFilter) {
-    let coloured = io::stderr().is_terminal() && wants_colours();
-    // A second subscriber is refused; that only happens where this is called twice in one process, in tests.
-    let _ = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_ansi(coloured).try_init();
+/// The daemon's last word: a sentence for people, a line of the log where programs read it.
+fn give_up(err: &mut impl Write, sentence: impl Display) -> u8 {
+    if log::is_for_people() {
+        return complain(err, FAILED, sentence);
+    }
+    tracing::error!("{sentence}");
+    FAILED
+}
+
+/// What the environment says of the log.
+fn log_variable() -> Option<String> {
+    std::env::var(log::LEVEL_VARIABLE).ok().filter(|value| !value.is_empty())
 }
 
 /// <https://no-color.org>
@@ -389,6 +450,44 @@ fn show_check(options: CheckOptions, out: &mut impl Write, err: &mut impl Write)
     }
 }
 
+fn write_bugreport(options: BugreportOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let instance = match instance_of(&options.instance, err) {
+        Ok(instance) => instance.to_string(),
+        Err(code) => return code,
+    };
+    let BugreportOptions { output, config, include_firewall: firewall, .. } = options;
+    let wish = bugreport::Wish { instance, output, config, firewall };
+    match bugreport::write(&wish, &load_like) {
+        Ok(report) => print(&report.render(), out, err),
+        Err(error) => complain(err, FAILED, error),
+    }
+}
+
+/// The configuration of a daemon that was started with these words, or, if they are none, of one that would be started now.
+fn load_like(words: &[String], file: Option<&Path>) -> Result<Result<Config, ConfigError>, String> {
+    let line = std::iter::once("podlane").chain(words.iter().map(String::as_str));
+    let mut options = match CommandLine::try_parse_from(line) {
+        Ok(CommandLine { command: Command::Run(options) }) => options,
+        _ => NodeOptions::default(),
+    };
+    options.config = file.map(Path::to_owned).or(options.config);
+    options.load().map_err(|error| format!("the kernel does not tell the CPUs: {}", error.desc()))
+}
+
+fn generate_files(what: &Generate, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let command = CommandLine::command();
+    let shell = match what {
+        Generate::Completions { shell } => *shell,
+        Generate::Man { directory } => {
+            return match generate::write_pages(&command, directory) {
+                Ok(_) => DONE,
+                Err(error) => complain(err, FAILED, format_args!("writing into {}: {error}", directory.display())),
+            };
+        }
+    };
+    print(&generate::completions(&command, shell), out, err)
+}
+
 /// JSON for programs, which people can read as well.
 fn pretty(value: &impl serde::Serialize) -> String {
     serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")) + "\n"
@@ -447,6 +546,7 @@ mod tests {
             "trace --help",
             "explain --help",
             "check --help",
+            "bugreport --help",
             "run -h",
         ] {
             let (code, out, err) = podlane(line);
@@ -459,7 +559,7 @@ mod tests {
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
                     --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f \
-                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m";
+                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m --log-format json";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!(options.config, Some("f".into()));
@@ -485,6 +585,7 @@ mod tests {
             metrics_address: Some(text("m", "--metrics-address")),
             skip: Some(vec![text("s", "--skip")]),
             log: Some(text("debug", "--log")),
+            log_format: Some(text("json", "--log-format")),
         };
         assert_eq!(options.settings(), expected);
     }

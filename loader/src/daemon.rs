@@ -23,6 +23,7 @@ use crate::control::{Control, ControlError, PortPath, Request, Response};
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read_switches};
 use crate::large::{self, Large};
+use crate::log;
 use crate::metrics;
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::ports::{Candidate, PathPolicy, Ports, path_name};
@@ -500,6 +501,7 @@ impl Daemon {
 
     /// What is due once a second.
     fn upkeep(&mut self) -> Result<(), RunError> {
+        log::tick();
         if let Some(worker) = self.engine.as_ref().and_then(Engine::dead_worker) {
             return Err(RunError::DeadWorker(worker));
         }
@@ -659,6 +661,7 @@ impl Daemon {
             tracing::warn!(%error, "removing the host port");
         }
         (self.metrics, self.control) = (None, None);
+        log::finish();
         tracing::info!("podlane has stopped; the node's traffic passes to the kernel");
     }
 }

@@ -4,8 +4,11 @@
 //! state, [`compile`] makes the engine's tables of it, [`kernel`] writes back the little that the kernel must know.
 //! [`bpf`] loads the XDP program and keeps its maps equal to the tables, [`engine`] runs the workers, [`ports`] opens and
 //! closes sockets, [`large`] gives pods larger frames for each other, [`daemon`] is the one loop that ties them together, and [`control`] and [`status`] answer questions.
+//! [`log`] is what the daemon says, [`tables`] what it believes, [`bugreport`] collects all of it, and [`generate`] makes the
+//! manual from the commands.
 
 pub mod bpf;
+pub mod bugreport;
 pub mod check;
 pub mod cli;
 pub mod compile;
@@ -14,11 +17,14 @@ pub mod control;
 pub mod daemon;
 pub mod engine;
 pub mod explain;
+pub mod generate;
 pub mod kernel;
 pub mod large;
+pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod ports;
 mod report;
 pub mod status;
+pub mod tables;
 pub mod trace;

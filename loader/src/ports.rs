@@ -246,14 +246,14 @@ impl Ports {
             }
             match attach(&port.link, path, self.mode, steering) {
                 Ok(mode) => {
-                    tracing::info!(interface = port.link.name, path = path_name(path), "{why}");
+                    tracing::info!(interface = port.link.name, path = path_name(path), reason = why, "path changed");
                     (port.path, port.xdp_mode, port.why_path, port.switching) = (path, mode, why, true);
                     changed = true;
                 }
                 Err(error) => {
                     let why = format!("{} is wanted, but {error}", path_name(path));
                     if port.why_path != why {
-                        tracing::warn!(interface = port.link.name, "{why}");
+                        tracing::warn!(interface = port.link.name, reason = why, "path not changed");
                         port.why_path = why;
                     }
                 }
@@ -343,7 +343,7 @@ impl Ports {
         let attempts = self.refused.get(&link.ifindex).map_or(0, |refusal| refusal.attempts) + 1;
         let known = self.refused.get(&link.ifindex).is_some_and(|refusal| refusal.why == why);
         if !known {
-            tracing::warn!(interface = link.name, "left to the kernel: {why}");
+            tracing::warn!(interface = link.name, reason = why, "left to the kernel");
         }
         let wait = RETRY_FIRST.saturating_mul(1 << attempts.min(8)).min(RETRY_MOST);
         let refusal = Refusal { name: link.name.clone(), why, attempts, retry_at: Instant::now() + wait };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use podlane_dataplane::table::{PortKind, Tables};
 use podlane_dataplane::worker::{Counter, FrameCount};
 use podlane_dataplane::{PortId, limits};
+use serde_json::json;
 
 use crate::bpf::{TcKind, XdpMode};
 use crate::control::{Request, Response};
@@ -16,7 +17,7 @@ use crate::status::{
     Breakdown, ClusterSource, CopyMode, KernelProgram, LearningStatus, MirrorStatus, PortStatus, PortXdpMode, Refused,
     RoutingStatus, SCHEMA, SocketDrops, Status, TablesStatus, UmemStatus, WorkerStatus,
 };
-use crate::trace;
+use crate::{log, tables, trace};
 
 /// Frames move while they are counted worker by worker; so many counts are tried before one that does not add up is told.
 const AUDITS: usize = 5;
@@ -30,6 +31,14 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
             Ok(trace) => Response::Trace(Box::new(trace)),
             Err(error) => Response::Error(error.to_string()),
         },
+        Request::Tables { table, offset } => {
+            Response::Value(tables::page(&daemon.tables(), &names(daemon), *table, *offset))
+        }
+        Request::Log => {
+            let recent = log::recent();
+            Response::Value(json!({ "lines": recent.lines, "forgotten": recent.forgotten }))
+        }
+        Request::Config => Response::Value(daemon.config.effective()),
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
 }

@@ -4,6 +4,7 @@
 //! Podlane as well, wherever that has a meaning: "exactly as without Podlane" is then a matter of running both.
 
 mod bad_input;
+mod bugreport;
 mod bulk;
 mod large;
 mod layer2;
@@ -193,6 +194,8 @@ fn plain_cases() -> Vec<Case> {
         families("multipath", routes::multipath),
         podlane_families("trace", trace::agrees_with_traffic),
         podlane_once("metrics", trace::metrics),
+        podlane_once("bugreport", bugreport::alive),
+        Case { paths: &[DataPath::AfXdp], ..once("bugreport_of_the_dead", bugreport::dead) },
         podlane_once("idle", lifecycle::idle),
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),

@@ -51,9 +51,14 @@ pub(super) struct PlainMaps {
 fn log_libbpf() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        libbpf_rs::set_print(Some((PrintLevel::Info, |level, message| match level {
-            PrintLevel::Warn => tracing::warn!(target: "libbpf", "{}", message.trim_end()),
-            _ => tracing::debug!(target: "libbpf", "{}", message.trim_end()),
+        // What the verifier says of a refused program has many lines in one message.
+        libbpf_rs::set_print(Some((PrintLevel::Info, |level, message| {
+            for line in message.lines() {
+                match level {
+                    PrintLevel::Warn => tracing::warn!(target: "libbpf", "{line}"),
+                    _ => tracing::debug!(target: "libbpf", "{line}"),
+                }
+            }
         })));
     });
 }

@@ -26,7 +26,7 @@ pub use error::{AttachError, BpfError};
 pub use layout::{HEARTBEAT_BYTES, HEARTBEAT_STRIDE, PortCounters};
 pub use repeat::TcKind;
 pub use sync::Writes;
-pub use sys::TestRun;
+pub use sys::{TestRun, libbpf_version};
 
 /// The loaded XDP programs.
 #[derive(Debug)]

@@ -9,6 +9,12 @@ use libbpf_rs::libbpf_sys;
 
 use super::XdpMode;
 
+/// The version of libbpf, major and minor.
+pub fn libbpf_version() -> (u32, u32) {
+    // SAFETY: both functions return constants.
+    unsafe { (libbpf_sys::libbpf_major_version(), libbpf_sys::libbpf_minor_version()) }
+}
+
 /// Attaches the XDP program `program` to interface `ifindex` of the calling thread's network namespace, in exactly the
 /// mode `mode`: without a mode the kernel would take generic XDP wherever the driver has no native one.
 ///

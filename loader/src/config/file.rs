@@ -14,7 +14,7 @@ use super::settings::{Given, Origin, Problem, Settings};
 pub const MAX_FILE: u64 = 1 << 20;
 
 /// Every key of the file, in the order of the sample.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 18] = [
     "instance",
     "path",
     "port_paths",
@@ -32,6 +32,7 @@ pub const KEYS: [&str; 17] = [
     "metrics_address",
     "skip",
     "log",
+    "log_format",
 ];
 
 /// The text of the file at `path`.
@@ -129,6 +130,7 @@ impl Reader<'_> {
             "metrics_address" => settings.metrics_address = self.string(origin, value),
             "skip" => settings.skip = self.strings(origin, value),
             "log" => settings.log = self.string(origin, value),
+            "log_format" => settings.log_format = self.string(origin, value),
             _ => {}
         }
     }
@@ -244,6 +246,7 @@ mod tests {
             metrics_address = "a"
             skip = ["s"]
             log = "l"
+            log_format = "f"
         "#;
         let (settings, problems) = read(text);
         assert_eq!(problems, []);
@@ -267,6 +270,7 @@ mod tests {
             metrics_address: Some(text(16, "metrics_address", "a")),
             skip: Some(vec![text(17, "skip", "s")]),
             log: Some(text(18, "log", "l")),
+            log_format: Some(text(19, "log_format", "f")),
         };
         assert_eq!(settings, expected);
     }

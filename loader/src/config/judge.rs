@@ -8,7 +8,6 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use podlane_dataplane::limits::{CHUNK_SIZE, MAX_CLUSTER_CIDRS, MAX_PORTS, MAX_UPLINKS, MAX_WORKERS};
-use tracing::level_filters::LevelFilter;
 
 use super::cpus::{self, Host};
 use super::file::nearest;
@@ -17,15 +16,6 @@ use crate::large::{MAX_BIG_TCP, MAX_LOCAL_MTU, MIN_BIG_TCP, MIN_LOCAL_MTU, Wish}
 use crate::metrics::http::DEFAULT_ADDRESS;
 
 use super::{DEFAULT_FILE, DEFAULT_WORKERS, InterfaceName, MAX_FRAMES, MIN_FRAMES, PathChoice, cidr};
-
-/// Values of `log`.
-pub const LOG_LEVELS: [(&str, LevelFilter); 5] = [
-    ("error", LevelFilter::ERROR),
-    ("warn", LevelFilter::WARN),
-    ("info", LevelFilter::INFO),
-    ("debug", LevelFilter::DEBUG),
-    ("trace", LevelFilter::TRACE),
-];
 
 /// Judges settings and collects what is wrong with them.
 pub struct Judge {

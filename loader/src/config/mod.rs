@@ -6,6 +6,7 @@
 
 mod cidr;
 mod cpus;
+mod effective;
 mod file;
 mod judge;
 mod names;
@@ -17,11 +18,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use judge::{Judge, LOG_LEVELS};
+use judge::Judge;
 use podlane_dataplane::limits::CHUNK_SIZE;
-use tracing::level_filters::LevelFilter;
 
 use crate::large::Wish;
+use crate::log::{Format, LogFilter};
 
 pub use cidr::BadCidr;
 pub use cpus::{BadCpuList, Host, MAX_CPU, format_list};
@@ -129,7 +130,9 @@ pub struct Config {
     /// Bridge members that are left to the kernel.
     pub skip: Vec<InterfaceName>,
     /// What is logged.
-    pub log: LevelFilter,
+    pub log: LogFilter,
+    /// How its lines look; `None` for finding out.
+    pub log_format: Option<Format>,
     /// Sentences about what is allowed but perhaps not meant; for the log and `podlane status`.
     pub notes: Vec<String>,
 }
@@ -194,7 +197,8 @@ impl Config {
         let xdp_mode = judge.choice(settings.xdp_mode, &[("native", XdpMode::Native), ("generic", XdpMode::Generic)]);
         let checksum_metadata = judge
             .choice(settings.checksum_metadata, &[("auto", ChecksumMetadata::Auto), ("off", ChecksumMetadata::Off)]);
-        let log = judge.choice(settings.log, &LOG_LEVELS);
+        let log = settings.log.map_or_else(|| Some(LogFilter::default()), |log| judge.parse(&log));
+        let log_format = judge.choice(settings.log_format, &Format::WORDS);
         match (instance, bridge) {
             (Some(instance), Some(bridge)) if judge.problems.is_empty() => Ok(Config {
                 file: file.map(Path::to_owned),
@@ -212,7 +216,8 @@ impl Config {
                 large,
                 metrics_address,
                 skip,
-                log: log.unwrap_or(LevelFilter::INFO),
+                log: log.unwrap_or_default(),
+                log_format: log_format.flatten(),
                 notes,
             }),
             _ => Err(ConfigError::new(file, judge.problems)),

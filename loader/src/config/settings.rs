@@ -61,6 +61,8 @@ pub struct Settings {
     pub skip: Option<Vec<Given<String>>>,
     /// `log`
     pub log: Option<Given<String>>,
+    /// `log_format`
+    pub log_format: Option<Given<String>>,
 }
 
 impl Settings {
@@ -84,6 +86,7 @@ impl Settings {
             metrics_address: self.metrics_address.or(file.metrics_address),
             skip: self.skip.or(file.skip),
             log: self.log.or(file.log),
+            log_format: self.log_format.or(file.log_format),
         }
     }
 }

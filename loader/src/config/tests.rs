@@ -44,7 +44,8 @@ fn defaults() -> Config {
         large: Wish::default(),
         metrics_address: "127.0.0.1:9477".parse().ok(),
         skip: Vec::new(),
-        log: LevelFilter::INFO,
+        log: LogFilter::default(),
+        log_format: None,
         notes: Vec::new(),
     }
 }
@@ -292,4 +293,18 @@ proptest! {
 #[test]
 fn every_path_has_its_own_word() {
     assert!(PathChoice::WORDS.iter().all(|(word, choice)| choice.word() == *word));
+}
+
+#[test]
+fn what_is_in_force_can_be_written_down_and_read_again() {
+    let text = "bridge = \"b\"\nuplinks = [\"u\"]\nport_paths = [\"v=kernel\"]\ncluster_cidrs = [\"10.0.0.0/8\"]\n\
+                cpus = \"2,0\"\nlocal_mtu = 9000\nmetrics_address = \"off\"\nskip = [\"s\"]\nlog = \"warn,libbpf=debug\"\n\
+                log_format = \"json\"";
+    let config = load(text).unwrap();
+    let effective = config.effective();
+    let mut table: toml::Table = serde_json::from_value(effective).unwrap();
+    table.remove("file");
+    let keys: std::collections::BTreeSet<_> = table.keys().map(String::as_str).collect();
+    assert_eq!(keys, KEYS.into());
+    assert_eq!(load(&table.to_string()).unwrap(), config);
 }

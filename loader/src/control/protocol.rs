@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::status::Status;
+use crate::tables::Table;
 use crate::trace::{Question, Trace};
 
 /// A question: `{"request":"status"}`.
@@ -23,6 +24,17 @@ pub enum Request {
     /// What becomes of a packet: `{"request":"trace","from":"10.244.1.2","to":"10.244.1.3"}` and the other members of
     /// [`Question`].
     Trace(Question),
+    /// A page of a table: `{"request":"tables","table":"fib4","offset":0}`; see [`crate::tables::page`].
+    Tables {
+        /// Which.
+        table: Table,
+        /// Entries before the first that is wanted.
+        offset: usize,
+    },
+    /// The last lines of the log.
+    Log,
+    /// The configuration in force.
+    Config,
 }
 
 /// The path that a port takes.
@@ -52,7 +64,7 @@ pub enum BadRequest {
 
 impl Request {
     /// All names, for messages.
-    const NAMES: &'static str = "\"ping\", \"status\", \"path\" and \"trace\"";
+    const NAMES: &'static str = "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\" and \"config\"";
 
     /// The name on the wire.
     pub const fn name(&self) -> &'static str {
@@ -61,6 +73,9 @@ impl Request {
             Request::Status => "status",
             Request::Path { .. } => "path",
             Request::Trace(_) => "trace",
+            Request::Tables { .. } => "tables",
+            Request::Log => "log",
+            Request::Config => "config",
         }
     }
 
@@ -72,6 +87,9 @@ impl Request {
             Some("status") => Ok(Request::Status),
             Some("path") => Self::parse_path(&value),
             Some("trace") => serde_json::from_value(value).map(Request::Trace).map_err(|_| BadRequest::Malformed),
+            Some("tables") => Self::parse_tables(&value),
+            Some("log") => Ok(Request::Log),
+            Some("config") => Ok(Request::Config),
             Some(other) => Err(BadRequest::Unknown(other.to_owned())),
             None => Err(BadRequest::Malformed),
         }
@@ -86,6 +104,12 @@ impl Request {
         Ok(Request::Path { path, ports })
     }
 
+    fn parse_tables(value: &Value) -> Result<Self, BadRequest> {
+        let table = value.get("table").and_then(Value::as_str).and_then(Table::of).ok_or(BadRequest::Malformed)?;
+        let offset = value.get("offset").map_or(Some(0), Value::as_u64).ok_or(BadRequest::Malformed)?;
+        Ok(Request::Tables { table, offset: usize::try_from(offset).map_err(|_| BadRequest::Malformed)? })
+    }
+
     /// The line that asks, with its end.
     pub fn line(&self) -> String {
         let line = match self {
@@ -94,6 +118,9 @@ impl Request {
                 let mut line = json!(question);
                 line["request"] = json!(self.name());
                 line
+            }
+            Request::Tables { table, offset } => {
+                json!({ "request": self.name(), "table": table.word(), "offset": offset })
             }
             _ => json!({ "request": self.name() }),
         };
@@ -117,6 +144,8 @@ pub enum Response {
     Trace(Box<Trace>),
     /// To [`Request::Trace`]: `{"resolving":true}`. The kernel was told to find out who has an address; ask again in a moment.
     Resolving,
+    /// To [`Request::Tables`], [`Request::Config`], and [`Request::Log`] (`{"lines":[…],"forgotten":0}`).
+    Value(Value),
     /// A sentence: `{"error":"…"}`.
     Error(String),
 }
@@ -129,6 +158,7 @@ impl Serialize for Response {
             Response::Paths(ports) => json!({ "ports": ports }).serialize(serializer),
             Response::Trace(trace) => trace.serialize(serializer),
             Response::Resolving => json!({ "resolving": true }).serialize(serializer),
+            Response::Value(value) => value.serialize(serializer),
             Response::Error(sentence) => json!({ "error": sentence }).serialize(serializer),
         }
     }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use render::UPTIME_PARTS;
 pub(crate) use table::wrap;
+pub(crate) use table::{Cell, Table};
 pub use table::{WIDTH, thousands};
 
 /// The version of the JSON's shape. It changes when a field changes its meaning or goes away, not when one is added.
