@@ -28,7 +28,8 @@ use crate::log;
 use crate::metrics;
 use crate::mirror::world::World;
 use crate::mirror::{Changes, Mirror, NetlinkError};
-use crate::ports::{Candidate, PathPolicy, Ports, path_name};
+use crate::names::{Interface, Names, PodName};
+use crate::ports::{Candidate, OpenPort, PathPolicy, Ports, path_name};
 use crate::report;
 use crate::trace::{self, Question};
 
@@ -128,6 +129,12 @@ fn host_port_names() -> HostPortNames<'static> {
     HostPortNames::default()
 }
 
+/// What names a pod's port; `None` for ports that are no pod's.
+fn interface<'a>(world: &'a World, port: &'a OpenPort) -> Option<Interface<'a>> {
+    let link = world.links.get(&port.link.ifindex).filter(|_| port.link.kind == PortKind::Pod)?;
+    Some(Interface { ifindex: link.ifindex, name: &link.name, alias: &link.alias })
+}
+
 /// From reading the kernel's messages to the tables that follow them being in force on both paths.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Followed {
@@ -172,6 +179,7 @@ pub struct Daemon {
     /// When FDB entries were last refreshed in the kernel, by activity index.
     refreshed_s: BTreeMap<u32, u32>,
     pub(crate) learned: u64,
+    names: Names,
     /// How long the last change of the kernel's tables, and the slowest, took to be in force.
     pub(crate) followed: Followed,
     /// What earlier daemons counted.
@@ -252,6 +260,7 @@ impl Daemon {
             learned: 0,
             followed: Followed::default(),
             carried,
+            names: Names::start(config.cni_cache.clone()),
             control: Some(control),
             metrics: None,
             last_upkeep: now,
@@ -337,6 +346,9 @@ impl Daemon {
                 self.finish_ports();
             }
             self.claim_counters();
+        }
+        if moved {
+            self.names.refresh();
         }
         if changes.intersects(Changes::LINKS) {
             self.follow_bridge();
@@ -564,6 +576,7 @@ impl Daemon {
         if !changes.is_empty() {
             self.follow(changes)?;
         }
+        self.tell_names();
         self.catch_up();
         self.keep_entries_alive();
         if self.carried.is_due() {
@@ -605,6 +618,16 @@ impl Daemon {
                 tracing::debug!(%error, address = %key.address, "keeping a neighbour resolved");
             }
         }
+    }
+
+    /// The name of the pod behind a port.
+    pub(crate) fn pod_name(&self, port: &OpenPort) -> Option<PodName> {
+        self.names.of(interface(self.mirror.world(), port)?)
+    }
+
+    fn tell_names(&mut self) {
+        let world = self.mirror.world();
+        self.names.tell(self.ports.open().filter_map(|port| interface(world, port)));
     }
 
     fn answer(&mut self) {

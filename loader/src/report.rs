@@ -11,7 +11,7 @@ use crate::bpf::{Steering, TcKind, XdpMode};
 use crate::carry::PortSums;
 use crate::control::{Request, Response};
 use crate::daemon::Daemon;
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::mirror::world::PortState;
 use crate::ports::{OpenPort, path_name};
 use crate::status::{
@@ -28,9 +28,9 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
     match request {
         Request::Ping => Response::Pong { pid: std::process::id() },
         Request::Status => Response::Status(Box::new(status(daemon, true))),
-        Request::Trace(question) => match trace::trace(question, &daemon.tables(), &names(daemon)) {
+        Request::Trace(question) => match follow_packet(daemon, question) {
             Ok(trace) => Response::Trace(Box::new(trace)),
-            Err(error) => Response::Error(error.to_string()),
+            Err(sentence) => Response::Error(sentence),
         },
         Request::Tables { table, offset } => {
             Response::Value(tables::page(&daemon.tables(), &names(daemon), *table, *offset))
@@ -42,6 +42,15 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
         Request::Config => Response::Value(daemon.config.effective()),
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
+}
+
+/// Answers a question whose ends may be pods by name.
+fn follow_packet(daemon: &Daemon, question: &trace::Question) -> Result<trace::Trace, String> {
+    let named: Vec<_> =
+        daemon.ports.open().map(|port| (port.link.name.clone(), daemon.pod_name(port))).collect();
+    let question = question.by_interfaces(&named).map_err(|error| error.to_string())?;
+    let trace = trace::trace(&question, &daemon.tables(), &names(daemon)).map_err(|error| error.to_string())?;
+    Ok(trace)
 }
 
 /// The names of the open ports.
@@ -59,6 +68,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
     notes.extend(daemon.large.notes().map(str::to_owned));
     notes.extend(daemon.carried.note());
     notes.extend(daemon.notes.iter().cloned());
+    let frames = engine.map(count_frames).unwrap_or_default();
     let mut status = Status {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -82,11 +92,11 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
         },
         routing: RoutingStatus::new(&tables.routing),
         notes,
-        workers: engine.map(workers).unwrap_or_default(),
+        workers: engine.map(|engine| workers(engine, &frames)).unwrap_or_default(),
         ports: engine.map(|engine| ports(daemon, engine, &tables)).unwrap_or_default(),
         refused: refused(daemon),
         tables: table_sizes(&tables),
-        umem: engine.filter(|_| audit).map(umem).unwrap_or_default(),
+        umem: engine.filter(|_| audit).map(|engine| umem(engine, &frames)).unwrap_or_default(),
         mirror: mirror(daemon),
         learning: engine.map(|engine| learning(daemon, engine)).unwrap_or_default(),
         counters: Default::default(),
@@ -123,11 +133,12 @@ fn cluster(tables: &Tables) -> Vec<String> {
     ipv4.chain(ipv6).collect()
 }
 
-fn workers(engine: &Engine) -> Vec<WorkerStatus> {
+fn workers(engine: &Engine, frames: &[FrameCount]) -> Vec<WorkerStatus> {
     (0..engine.workers())
         .map(|id| {
             let (cpu, counters, age_ns) = engine.worker(id);
             let totals = engine.totals(id);
+            let frames = frames.get(id).copied().unwrap_or_default();
             WorkerStatus {
                 id: id as u32,
                 cpu: cpu as u32,
@@ -145,6 +156,11 @@ fn workers(engine: &Engine) -> Vec<WorkerStatus> {
                 fill_starved: counters.fill_starved.get(),
                 residence: ResidenceStatus::of(&counters.residence),
                 ports: engine.queues_of(id) as u32,
+                busy_ns: counters.busy_ns.get(),
+                rx_frames: frames.rx,
+                tx_frames: frames.tx,
+                fill_frames: frames.fill,
+                handoff_frames: frames.handoff,
             }
         })
         .collect()
@@ -161,11 +177,15 @@ fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPor
     let entry = tables.ports.get(port.id);
     let counted = port_counts(engine, &daemon.steering, port.id, port.switches, port.socket_drops());
     let mode = engine.mode();
+    let pod = daemon.pod_name(port);
     let (state, why) = state(daemon, port, entry.is_some_and(|entry| entry.forwarding));
     PortStatus {
         id: u32::from(port.id.0),
         name: port.link.name.clone(),
         ifindex: port.link.ifindex,
+        named_by: pod.as_ref().map(|name| name.by),
+        namespace: pod.as_ref().and_then(|name| name.namespace.clone()),
+        pod: pod.map(|name| name.pod),
         kind: port.link.kind.into(),
         queues: port.link.queues,
         path: path_name(port.path).to_owned(),
@@ -288,17 +308,23 @@ fn table_sizes(tables: &Tables) -> TablesStatus {
     }
 }
 
-fn umem(engine: &Engine) -> UmemStatus {
-    let frames = u64::from(engine.frames());
-    let mut count = FrameCount::default();
+/// The frames of each worker by place; empty if a worker does not answer.
+fn count_frames(engine: &Engine) -> Vec<FrameCount> {
+    let mut counts = Vec::new();
     for _ in 0..AUDITS {
         // A worker that does not answer now will not a moment later either; the count then does not add up.
-        let Ok(counted) = engine.audit() else { break };
-        count = counted;
-        if count.sum() == frames {
+        let Ok(counted) = engine.audit_each() else { break };
+        counts = counted;
+        if engine::sum(&counts).sum() == u64::from(engine.frames()) {
             break;
         }
     }
+    counts
+}
+
+fn umem(engine: &Engine, frames: &[FrameCount]) -> UmemStatus {
+    let count = engine::sum(frames);
+    let frames = u64::from(engine.frames());
     UmemStatus {
         frames,
         chunk_bytes: limits::CHUNK_SIZE as u64,

@@ -216,7 +216,7 @@ impl Snapshot {
             let (kind, mode, copy) = (word(&port.kind), word(&port.xdp_mode), word(&port.copy_mode));
             let (pieces, checksums) = (port.multi_buffer.to_string(), port.checksum_metadata.to_string());
             let id = port.id.to_string();
-            let labels = vec![
+            let mut labels = vec![
                 ("port", port.name.as_str()),
                 ("kind", &kind),
                 ("path", &port.path),
@@ -227,6 +227,8 @@ impl Snapshot {
                 ("multi_buffer", &pieces),
                 ("checksum_metadata", &checksums),
             ];
+            labels.extend(port.namespace.as_deref().map(|namespace| ("namespace", namespace)));
+            labels.extend(port.pod.as_deref().map(|pod| ("pod", pod)));
             info.gauge(&labels, f64::from(port.ifindex))?;
         }
         let mut up = gauges(encoder, "port_forwarding", "1 if frames may enter and leave through the port", None)?;

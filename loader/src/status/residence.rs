@@ -1,10 +1,11 @@
 //! The histogram of residence times in `podlane status`.
 
 use podlane_dataplane::worker::{RESIDENCE_BOUNDS_NS, Residence};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How long packets stayed with a worker, from its taking them out of an RX ring to its kick of the TX ring.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResidenceStatus {
     /// Upper bounds of the buckets, microseconds.
     pub le_us: Vec<u64>,
