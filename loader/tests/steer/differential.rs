@@ -103,6 +103,7 @@ fn random_tables(random: &mut Random, ifindexes: [u32; 4]) -> Tables {
         adjacencies: Arc::new(adjacencies),
         cluster: Arc::new(Cluster::new(cluster4, cluster6).unwrap()),
         routing: Routing { ipv4_off: off(random), ipv6_off: off(random), bridge_off: off(random) },
+        tap: None,
         ..Tables::default()
     }
 }
