@@ -86,6 +86,24 @@ impl ProgramRecord {
 pub struct Records {
     /// The perf event array that they are written to.
     pub events: Arc<MapHandle>,
+    lost: Arc<MapHandle>,
+}
+
+impl Records {
+    /// Records that found no room since the capture began, by port number; the last is of interfaces that are no port.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn lost(&self) -> Result<Vec<u64>, BpfError> {
+        let failed = |source| BpfError::Map { table: "lost records", source };
+        let mut lost = Vec::with_capacity(limits::MAX_PORTS + 1);
+        for port in 0..=limits::MAX_PORTS as u32 {
+            let cpus = self.lost.lookup_percpu(&port.to_ne_bytes(), MapFlags::ANY).map_err(failed)?;
+            let count = |cpu: &Vec<u8>| cpu.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+            lost.push(cpus.iter().flatten().map(count).sum());
+        }
+        Ok(lost)
+    }
 }
 
 /// The state of capture.
@@ -130,22 +148,7 @@ impl Steering {
 
     /// To read what the programs record.
     pub fn records(&self) -> Records {
-        Records { events: Arc::clone(&self.plain.capture_events) }
-    }
-
-    /// Records that found no room since the capture began, by port number; the last is of interfaces that are no port.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn lost_records(&self) -> Result<Vec<u64>, BpfError> {
-        let failed = |source| BpfError::Map { table: "lost records", source };
-        let mut lost = Vec::with_capacity(limits::MAX_PORTS + 1);
-        for port in 0..=limits::MAX_PORTS as u32 {
-            let cpus = self.plain.capture_lost.lookup_percpu(&port.to_ne_bytes(), MapFlags::ANY).map_err(failed)?;
-            let count = |cpu: &Vec<u8>| cpu.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
-            lost.push(cpus.iter().flatten().map(count).sum());
-        }
-        Ok(lost)
+        Records { events: Arc::clone(&self.plain.capture_events), lost: Arc::clone(&self.plain.capture_lost) }
     }
 
     /// Writes the settings, and sets the counters of lost records to zero.

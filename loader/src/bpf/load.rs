@@ -48,7 +48,7 @@ pub(super) struct PlainMaps {
     pub capture_settings: MapHandle,
     pub captured: MapHandle,
     pub capture_scratch: MapHandle,
-    pub capture_lost: MapHandle,
+    pub capture_lost: Arc<MapHandle>,
     pub capture_events: Arc<MapHandle>,
 }
 
@@ -133,7 +133,7 @@ pub(super) fn native() -> Result<(Program, MirroredMaps, PlainMaps), BpfError> {
         capture_settings: handle(&maps.capture_settings)?,
         captured: handle(&maps.captured)?,
         capture_scratch: handle(&maps.capture_scratch)?,
-        capture_lost: handle(&maps.capture_lost)?,
+        capture_lost: shared(&maps.capture_lost)?,
         capture_events: shared(&maps.capture_events)?,
     };
     check_sizes(&plain.sockets, 4, 4)?;
