@@ -11,6 +11,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
+use crate::capture::client::CaptureError;
+use crate::capture::command::{self as capturing, CaptureOptions};
 use crate::check;
 use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, PathChoice, Settings};
 use crate::control;
@@ -54,6 +56,12 @@ enum Command {
     /// node, whose packets come in through the uplink, and TO any address. No packet is sent, but the kernel may ask by ARP
     /// or neighbour discovery who has an address.
     Trace(TraceOptions),
+    /// Capture packets as Podlane receives and sends them, with what became of each
+    ///
+    /// tcpdump does not see what Podlane forwards; this does, on both paths. Writes pcapng, in which each packet has its
+    /// interface, its direction and a comment; or prints a line for each. Packets may be missing from the capture, and are
+    /// counted then; the traffic itself loses none.
+    Capture(CaptureOptions),
     /// Tell what a reason in `podlane status` means, what usually causes it, and what to do
     Explain(ExplainOptions),
     /// Look what this node has and lacks, each with its cure; changes nothing
@@ -255,6 +263,7 @@ pub fn execute<E: Display>(
         Command::Status(options) => show_status(&options, out, err),
         Command::Path(options) => change_path(options, out, err),
         Command::Trace(options) => show_trace(options, out, err),
+        Command::Capture(options) => run_capture(&options, out, err),
         Command::Explain(options) => show_explanation(options, out, err),
         Command::Check(options) => show_check(options, out, err),
     }
@@ -360,6 +369,17 @@ fn show_trace(options: TraceOptions, out: &mut impl Write, err: &mut impl Write)
     }
 }
 
+fn run_capture(options: &CaptureOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    if let Err(code) = instance_of(&options.instance, err) {
+        return code;
+    }
+    match capturing::capture(options, out, err) {
+        Ok(()) => DONE,
+        Err(CaptureError::Misuse(error)) => complain(err, MISUSED, error),
+        Err(error) => complain(err, FAILED, error),
+    }
+}
+
 fn show_explanation(options: ExplainOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
     let text = match options.reason {
         None if options.json => pretty(&explain::all()),
@@ -446,6 +466,7 @@ mod tests {
             "path --help",
             "trace --help",
             "explain --help",
+            "capture --help",
             "check --help",
             "run -h",
         ] {

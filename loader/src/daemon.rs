@@ -17,6 +17,7 @@ use podlane_dataplane::limits;
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
 
 use crate::bpf::{BpfError, Steering, XdpMode};
+use crate::capture::{self, Captures};
 use crate::compile::{Compiler, Input, PortAssignment, PortWish, Wanted, host_port_mtu, wanted_ports};
 use crate::config::{ChecksumMetadata, Config, PathChoice};
 use crate::control::{Control, ControlError, PortPath, Request, Response};
@@ -162,6 +163,7 @@ pub struct Daemon {
     /// How long the last change of the kernel's tables, and the slowest, took to be in force.
     pub(crate) followed: Followed,
     control: Option<Control>,
+    captures: Captures,
     /// Ends with the daemon.
     metrics: Option<metrics::http::Server>,
     last_upkeep: Instant,
@@ -235,6 +237,7 @@ impl Daemon {
             learned: 0,
             followed: Followed::default(),
             control: Some(control),
+            captures: Captures::default(),
             metrics: None,
             last_upkeep: now,
             config,
@@ -283,6 +286,7 @@ impl Daemon {
                 self.upkeep()?;
             }
             self.answer();
+            self.captures.end(&mut self.steering, &self.publisher);
         }
     }
 
@@ -414,7 +418,7 @@ impl Daemon {
         }
         // The workers first: what the program steers by older maps they judge by newer tables, and a frame that they do
         // not forward any more goes to the kernel.
-        self.publisher.publish(compiled.tables);
+        self.publisher.publish(Tables { tap: self.captures.tap(), ..compiled.tables });
         let synced = self.steering.sync(&self.publisher.current());
         self.in_force = synced.is_ok();
         match synced {
@@ -566,7 +570,17 @@ impl Daemon {
             Request::Trace(question) if question.may_resolve && self.resolve_ends(&question) => Response::Resolving,
             other => report::answer(self, &other),
         });
+        while let Some((question, stream)) = control.take_capture() {
+            self.start_capture(&question, stream);
+        }
         self.control = Some(control);
+    }
+
+    fn start_capture(&mut self, question: &capture::Question, stream: UnixStream) {
+        let Some(engine) = &self.engine else { return };
+        let ports = &self.ports;
+        let ifindex_of = |name: &str| ports.open().find(|port| port.link.name == name).map(|port| port.link.ifindex);
+        self.captures.start(question, stream, engine.workers(), &mut self.steering, &self.publisher, ifindex_of);
     }
 
     /// Has the kernel find out the MAC addresses of those ends of a question that are pods here and that the node has not
@@ -650,6 +664,7 @@ impl Daemon {
     fn shut_down(&mut self) {
         self.ports.detach_all(&mut self.steering, &mut self.kernel);
         self.drain();
+        self.captures.switch_off(&mut self.steering, &self.publisher);
         self.large.end();
         self.publisher.publish(Tables::default());
         if let Some(engine) = self.engine.take() {

@@ -6,6 +6,7 @@
 //! closes sockets, [`large`] gives pods larger frames for each other, [`daemon`] is the one loop that ties them together, and [`control`] and [`status`] answer questions.
 
 pub mod bpf;
+pub mod capture;
 pub mod check;
 pub mod cli;
 pub mod compile;

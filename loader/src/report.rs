@@ -30,6 +30,7 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
             Ok(trace) => Response::Trace(Box::new(trace)),
             Err(error) => Response::Error(error.to_string()),
         },
+        Request::Capture(_) => Response::Error("the daemon starts captures by itself".to_owned()),
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
 }

@@ -119,7 +119,8 @@ pub struct Tap {
 impl Tap {
     /// A tap on so many workers; `clock` gives nanoseconds of `CLOCK_MONOTONIC`.
     pub fn new(wish: Wish, workers: usize, clock: fn() -> u64) -> Self {
-        let rings = (0..workers).map(|_| Ring::new(RING_BYTES / workers.max(1), wish.snap_bytes as usize)).collect();
+        let share = RING_BYTES / workers.max(1);
+        let rings = (0..workers).map(|worker| Ring::new(worker as u8, share, wish.snap_bytes as usize)).collect();
         Tap { filters_sent: wish.filter.looks_at_rewritten_bytes(), wish, clock, rings }
     }
 

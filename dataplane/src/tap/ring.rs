@@ -36,6 +36,10 @@ pub struct Copied(Box<Slot>);
 pub struct Ring {
     empty: ArrayQueue<Box<Slot>>,
     full: ArrayQueue<Box<Slot>>,
+    /// Packets that were recorded.
+    packets: Counter,
+    /// What tells them from other workers' packets.
+    worker: u8,
     /// Bytes that one slot holds.
     slot_bytes: usize,
     /// Records without room, by port.
@@ -43,8 +47,8 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring of about `bytes` for frames of which at most `snap_bytes` are kept.
-    pub fn new(bytes: usize, snap_bytes: usize) -> Self {
+    /// The ring of worker `worker`, of about `bytes` for frames of which at most `snap_bytes` are kept.
+    pub fn new(worker: u8, bytes: usize, snap_bytes: usize) -> Self {
         let slot_bytes = snap_bytes.clamp(1, SLOT_BYTES);
         let least = SLOTS.start() + snap_bytes / SLOT_BYTES;
         let slots = (bytes / slot_bytes).clamp(least, *SLOTS.end());
@@ -57,7 +61,7 @@ impl Ring {
             debug_assert!(refused.is_ok());
         }
         let lost = (0..limits::MAX_PORTS).map(|_| Counter::default()).collect();
-        Ring { empty, full: ArrayQueue::new(slots), slot_bytes, lost }
+        Ring { empty, full: ArrayQueue::new(slots), packets: Counter::default(), worker, slot_bytes, lost }
     }
 
     /// Copies the first `bytes` bytes of `frame`. `None`, counted as lost at `port`, if there is no room.
@@ -78,6 +82,12 @@ impl Ring {
             rest = Some(slot);
         }
         rest.map(Copied)
+    }
+
+    /// A number for the next packet; never 0, and none that another worker gives.
+    pub fn number_packet(&self) -> u64 {
+        self.packets.add(1);
+        self.packets.get() << 8 | u64::from(self.worker)
     }
 
     /// Counts a record that found no room.
@@ -144,7 +154,7 @@ mod tests {
 
     #[test]
     fn frames_of_any_length_come_out_as_they_went_in() {
-        let ring = Ring::new(1 << 20, 65_000);
+        let ring = Ring::new(0, 1 << 20, 65_000);
         for round in 0..20 {
             for bytes in [0, 1, SLOT_BYTES - 1, SLOT_BYTES, SLOT_BYTES + 1, 65_000] {
                 let copied = ring.copy(frame(bytes).as_slice(), 65_000, PortId(1)).unwrap();
@@ -158,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_long_frame_is_cut() {
-        let ring = Ring::new(0, 100);
+        let ring = Ring::new(0, 0, 100);
         let copied = ring.copy(frame(1000).as_slice(), 100, PortId(1)).unwrap();
         ring.commit(copied, Record::EMPTY);
         assert_eq!(take(&ring), Some((0, frame(1000)[..100].to_vec())));
@@ -166,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_full_ring_loses_records_counts_them_and_recovers() {
-        let ring = Ring::new(0, 100);
+        let ring = Ring::new(0, 0, 100);
         for packet in 0..100 {
             if let Some(copied) = ring.copy(frame(60).as_slice(), 100, PortId(7)) {
                 ring.commit(copied, Record { packet, ..Record::EMPTY });
@@ -183,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_frame_without_room_for_all_of_it_takes_none() {
-        let ring = Ring::new(0, 5000);
+        let ring = Ring::new(0, 0, 5000);
         let slots = ring.empty.len();
         let held: Vec<_> = (0..slots - 2).map_while(|_| ring.copy([].as_slice(), 5000, PortId(0))).collect();
         assert!(ring.copy(frame(5000).as_slice(), 5000, PortId(0)).is_none());

@@ -113,7 +113,8 @@ pub fn refuse(stream: UnixStream, sentence: &str) {
 
 fn run(parts: Parts, stop: &AtomicBool, report: &Sender<Go>, start: &Receiver<Go>) {
     let gathered = RefCell::new(Gathered::default());
-    let buffer = match open_buffer(&parts.records, &gathered, parts.tap.wish().snap_bytes) {
+    let records = parts.records.clone();
+    let buffer = match open_buffer(&records, &gathered, parts.tap.wish().snap_bytes) {
         Ok(buffer) => buffer,
         Err(sentence) => {
             refuse(parts.stream, &sentence);

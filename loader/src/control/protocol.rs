@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
+use crate::capture;
 use crate::status::Status;
 use crate::trace::{Question, Trace};
 
@@ -23,6 +24,9 @@ pub enum Request {
     /// What becomes of a packet: `{"request":"trace","from":"10.244.1.2","to":"10.244.1.3"}` and the other members of
     /// [`Question`].
     Trace(Question),
+    /// Tell packets as they come: `{"request":"capture"}` and the members of [`capture::Question`]. The answer is a line, and
+    /// then [`capture::wire`], until the client closes its side.
+    Capture(capture::Question),
 }
 
 /// The path that a port takes.
@@ -52,7 +56,7 @@ pub enum BadRequest {
 
 impl Request {
     /// All names, for messages.
-    const NAMES: &'static str = "\"ping\", \"status\", \"path\" and \"trace\"";
+    const NAMES: &'static str = "\"ping\", \"status\", \"path\", \"trace\" and \"capture\"";
 
     /// The name on the wire.
     pub const fn name(&self) -> &'static str {
@@ -61,6 +65,7 @@ impl Request {
             Request::Status => "status",
             Request::Path { .. } => "path",
             Request::Trace(_) => "trace",
+            Request::Capture(_) => "capture",
         }
     }
 
@@ -72,6 +77,7 @@ impl Request {
             Some("status") => Ok(Request::Status),
             Some("path") => Self::parse_path(&value),
             Some("trace") => serde_json::from_value(value).map(Request::Trace).map_err(|_| BadRequest::Malformed),
+            Some("capture") => serde_json::from_value(value).map(Request::Capture).map_err(|_| BadRequest::Malformed),
             Some(other) => Err(BadRequest::Unknown(other.to_owned())),
             None => Err(BadRequest::Malformed),
         }
@@ -86,15 +92,17 @@ impl Request {
         Ok(Request::Path { path, ports })
     }
 
+    fn with_name(&self, mut line: Value) -> Value {
+        line["request"] = json!(self.name());
+        line
+    }
+
     /// The line that asks, with its end.
     pub fn line(&self) -> String {
         let line = match self {
             Request::Path { path, ports } => json!({ "request": self.name(), "path": path, "ports": ports }),
-            Request::Trace(question) => {
-                let mut line = json!(question);
-                line["request"] = json!(self.name());
-                line
-            }
+            Request::Trace(question) => self.with_name(json!(question)),
+            Request::Capture(question) => self.with_name(json!(question)),
             _ => json!({ "request": self.name() }),
         };
         format!("{line}\n")

@@ -1,0 +1,1 @@
+//! `podlane trace --live`: real packets, stage by stage.
