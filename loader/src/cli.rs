@@ -7,12 +7,14 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::capture::client::CaptureError;
 use crate::capture::command::{self as capturing, CaptureOptions};
+use crate::capture::live::{self, LiveQuestion};
 use crate::check;
 use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, PathChoice, Settings};
 use crate::control;
@@ -102,17 +104,17 @@ struct TraceOptions {
     from: String,
     /// Who shall receive: IP address or interface
     to: String,
-    /// Protocol of the packet
-    #[arg(long, value_name = "NAME", default_value = "icmp", value_parser = Protocol::words())]
-    protocol: String,
-    /// Destination port of TCP or UDP; UDP tunnels are treated specially
-    #[arg(long, value_name = "N", default_value_t = 80)]
-    port: u16,
+    /// Protocol of the packet [default: icmp; of live packets, any]
+    #[arg(long, value_name = "NAME", value_parser = Protocol::words())]
+    protocol: Option<String>,
+    /// Destination port of TCP or UDP; UDP tunnels are treated specially [default: 80; of live packets, any port]
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
     /// Bytes of the IP packet, header included
-    #[arg(long, value_name = "BYTES", default_value_t = trace::DEFAULT_BYTES, value_parser = clap::value_parser!(u32).range(..=65_535))]
+    #[arg(long, value_name = "BYTES", conflicts_with = "live", default_value_t = trace::DEFAULT_BYTES, value_parser = clap::value_parser!(u32).range(..=65_535))]
     size: u32,
     /// Time to live or hop limit with which it leaves the pod
-    #[arg(long, value_name = "N", default_value_t = trace::DEFAULT_TTL)]
+    #[arg(long, value_name = "N", conflicts_with = "live", default_value_t = trace::DEFAULT_TTL)]
     ttl: u8,
     /// Prefer IPv6 where an interface has addresses of both families
     #[arg(short = '6', long)]
@@ -120,9 +122,21 @@ struct TraceOptions {
     /// Name of the daemon to ask
     #[arg(long, value_name = "NAME", default_value = "default")]
     instance: String,
-    /// Print JSON for programs instead of a drawing
+    /// Print JSON for programs instead of a drawing; with --live, a line for each packet
     #[arg(long)]
     json: bool,
+    /// Follow real packets between the two, stage by stage, and the answers
+    #[arg(long)]
+    live: bool,
+    /// Not the answers
+    #[arg(long, requires = "live")]
+    one_way: bool,
+    /// End after so many packets
+    #[arg(short = 'c', long, value_name = "N", requires = "live", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after so many seconds
+    #[arg(long, value_name = "SECONDS", requires = "live", value_parser = capturing::seconds)]
+    duration: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -352,17 +366,31 @@ fn show_trace(options: TraceOptions, out: &mut impl Write, err: &mut impl Write)
         Ok(instance) => instance,
         Err(code) => return code,
     };
+    let protocol = options.protocol.as_deref().and_then(Protocol::of);
     let question = Question {
         from: options.from,
         to: options.to,
-        protocol: Protocol::of(&options.protocol).unwrap_or_default(),
-        port: options.port,
+        protocol: protocol.unwrap_or_default(),
+        port: options.port.unwrap_or(80),
         bytes: options.size,
         ttl: options.ttl,
         ipv6: options.ipv6,
         may_resolve: true,
     };
     match control::ask_trace(instance.as_str(), &question, control::PATIENCE) {
+        Ok((_, trace)) if options.live => {
+            let question = LiveQuestion {
+                from: trace.from,
+                to: trace.to,
+                protocol,
+                port: options.port,
+                one_way: options.one_way,
+                count: options.count,
+                duration: options.duration,
+                json: options.json,
+            };
+            captured(live::follow(instance.as_str(), &question, out, err), err)
+        }
         Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
         Ok((_, trace)) => print(&trace.render(), out, err),
         Err(error) => complain(err, FAILED, error),
@@ -373,7 +401,12 @@ fn run_capture(options: &CaptureOptions, out: &mut impl Write, err: &mut impl Wr
     if let Err(code) = instance_of(&options.instance, err) {
         return code;
     }
-    match capturing::capture(options, out, err) {
+    captured(capturing::capture(options, out, err), err)
+}
+
+/// How a capture or a live trace has ended.
+fn captured(outcome: Result<(), CaptureError>, err: &mut impl Write) -> u8 {
+    match outcome {
         Ok(()) => DONE,
         Err(CaptureError::Misuse(error)) => complain(err, MISUSED, error),
         Err(error) => complain(err, FAILED, error),

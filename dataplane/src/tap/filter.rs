@@ -161,9 +161,8 @@ impl Filter {
         self.instructions.iter().any(|instruction| {
             let (class, mode) = (instruction.code & 0x07, instruction.code & 0xe0);
             let bytes = read_bytes(instruction.code);
-            let stays = |at: u32| {
-                at >= REWRITTEN || (at >= ETHERTYPE.start && at + bytes <= 21) || (at == 23 && bytes == 1)
-            };
+            let stays =
+                |at: u32| at >= REWRITTEN || (at >= ETHERTYPE.start && at + bytes <= 21) || (at == 23 && bytes == 1);
             match (class, mode) {
                 (LD, ABS) => !stays(instruction.k),
                 (LD, IND) => instruction.k < REWRITTEN && !(x_is_header_length && instruction.k >= ETHERTYPE.end),
@@ -293,16 +292,8 @@ fn check(at: usize, instruction: Instruction, length: usize) -> Result<(), Filte
     }
 }
 
-const LOADS: [u16; 8] = [
-    LD | W | IMM,
-    LD | W | LEN,
-    LD | W | ABS,
-    LD | H | ABS,
-    LD | B | ABS,
-    LD | W | IND,
-    LD | H | IND,
-    LD | B | IND,
-];
+const LOADS: [u16; 8] =
+    [LD | W | IMM, LD | W | LEN, LD | W | ABS, LD | H | ABS, LD | B | ABS, LD | W | IND, LD | H | IND, LD | B | IND];
 const X_LOADS: [u16; 3] = [LDX | W | IMM, LDX | W | LEN, LDX | B | MSH];
 
 #[cfg(test)]

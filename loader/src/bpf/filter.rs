@@ -175,7 +175,8 @@ impl Translation {
         // Never taken, but now there is a way to both ends whatever the filter does.
         self.jump(JMP32 | JNE, A, 0, 0, Target::Reject);
         self.jump(JMP32 | JNE, A, 0, 0, Target::Accept);
-        let uses_memory = |one: &Classic| matches!(one.code & 0x07, code::LD | code::LDX) && one.code & 0xe0 == code::MEM;
+        let uses_memory =
+            |one: &Classic| matches!(one.code & 0x07, code::LD | code::LDX) && one.code & 0xe0 == code::MEM;
         if filter.instructions().iter().any(uses_memory) {
             for word in 0..MEMORY_WORDS as i16 {
                 self.put(STORE_IMMEDIATE, FRAME, 0, MEMORY + 4 * word, 0);
@@ -316,7 +317,8 @@ impl Translation {
         if code & 0xf0 == code::JA {
             return self.jump(JMP64, 0, 0, 0, Target::Classic(at + 1 + k as usize));
         }
-        let (source, register, immediate) = if code & code::X == 0 { (IMMEDIATE, 0, k as i32) } else { (REGISTER, X, 0) };
+        let (source, register, immediate) =
+            if code & code::X == 0 { (IMMEDIATE, 0, k as i32) } else { (REGISTER, X, 0) };
         let (then, otherwise) = (Target::Classic(at + 1 + usize::from(jt)), Target::Classic(at + 1 + usize::from(jf)));
         self.jump(JMP32 | (code & 0xf0) as u8 | source, A, register, immediate, then);
         if jf != 0 {

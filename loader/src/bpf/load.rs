@@ -199,7 +199,7 @@ pub(super) fn generic(mirrored: &Mirrored, plain: &PlainMaps) -> Result<Program,
     load_over!(
         steer_generic::SteerGenericSkelBuilder,
         podlane_steer_generic,
-        not [podlane_steer_generic_rec],
+        not[podlane_steer_generic_rec],
         &mirrored.maps,
         plain,
         [sockets, owners, heartbeats],
@@ -216,7 +216,7 @@ pub(super) fn veth(mirrored: &Mirrored, plain: &PlainMaps) -> Option<Program> {
         load_over!(
             steer_veth::SteerVethSkelBuilder,
             podlane_steer_veth,
-            not [podlane_steer_veth_rec],
+            not[podlane_steer_veth_rec],
             &mirrored.maps,
             plain,
             [sockets, owners, heartbeats],
@@ -252,7 +252,7 @@ pub(super) fn recording(
         load_over!(
             steer::SteerSkelBuilder,
             podlane_steer_rec,
-            not [podlane_steer],
+            not[podlane_steer],
             maps,
             plain,
             [sockets, owners, heartbeats],
@@ -263,7 +263,7 @@ pub(super) fn recording(
         load_over!(
             steer_veth::SteerVethSkelBuilder,
             podlane_steer_veth_rec,
-            not [podlane_steer_veth],
+            not[podlane_steer_veth],
             maps,
             plain,
             [sockets, owners, heartbeats],
@@ -274,7 +274,7 @@ pub(super) fn recording(
         load_over!(
             steer_generic::SteerGenericSkelBuilder,
             podlane_steer_generic_rec,
-            not [podlane_steer_generic],
+            not[podlane_steer_generic],
             maps,
             plain,
             [sockets, owners, heartbeats],

@@ -64,7 +64,9 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
 #[derive(Debug, thiserror::Error)]
 pub enum MisuseError {
     /// Binary data on a terminal.
-    #[error("packets are not written to a terminal: send them to a program (podlane capture -w - | tshark -i -) or to a file")]
+    #[error(
+        "packets are not written to a terminal: send them to a program (podlane capture -w - | tshark -i -) or to a file"
+    )]
     Terminal,
     /// A ring needs files.
     #[error("a ring of files cannot be written to standard output: name a file")]

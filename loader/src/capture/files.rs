@@ -58,12 +58,7 @@ impl Files {
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn begin(
-        path: Option<&Path>,
-        ring: Option<RingOfFiles>,
-        snap_bytes: u32,
-        filter: &str,
-    ) -> io::Result<Self> {
+    pub fn begin(path: Option<&Path>, ring: Option<RingOfFiles>, snap_bytes: u32, filter: &str) -> io::Result<Self> {
         let mut files = Files {
             out: Box::new(io::sink()),
             path: path.map(Path::to_owned),

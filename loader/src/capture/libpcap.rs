@@ -162,7 +162,9 @@ mod tests {
         let ports = prop::sample::select(vec![80_u16, 53, 1500, 9]);
         (types, tail(), ports, prop::sample::select(vec![1_u8, 6, 17, 58])).prop_map(|(kind, tail, port, protocol)| {
             let mut frame = [&[2, 0, 0, 0, 0, 10, 2, 0, 0, 0, 0, 11], &kind[..], &tail].concat();
-            for (at, value) in [(23, protocol), (20, protocol), (26, 10), (30, 10), (36, (port >> 8) as u8), (37, port as u8)] {
+            for (at, value) in
+                [(23, protocol), (20, protocol), (26, 10), (30, 10), (36, (port >> 8) as u8), (37, port as u8)]
+            {
                 if let Some(byte) = frame.get_mut(at) {
                     *byte = value;
                 }

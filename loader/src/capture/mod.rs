@@ -132,8 +132,7 @@ impl Captures {
             Err(sentence) => return refuse(stream, &sentence),
         };
         let tap = Arc::new(Tap::new(wish, workers, clock::precise_ns));
-        let parts =
-            Parts { stream, tap: Arc::clone(&tap), records: steering.records(), publisher: publisher.clone() };
+        let parts = Parts { stream, tap: Arc::clone(&tap), records: steering.records(), publisher: publisher.clone() };
         // What goes wrong before the thread is ready, it tells the client itself.
         let (session, go) = match Session::start(parts) {
             Ok(started) => started,

@@ -69,13 +69,7 @@ impl Blocks {
     ///
     /// # Errors
     /// Those of `out`.
-    pub fn interface(
-        &mut self,
-        out: &mut impl Write,
-        name: &str,
-        snap_bytes: u32,
-        filter: &str,
-    ) -> io::Result<usize> {
+    pub fn interface(&mut self, out: &mut impl Write, name: &str, snap_bytes: u32, filter: &str) -> io::Result<usize> {
         self.begin(INTERFACE);
         self.put(&ETHERNET.to_le_bytes());
         self.put(&[0; 2]);

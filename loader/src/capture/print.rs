@@ -95,8 +95,7 @@ pub fn summary(frame: &[u8]) -> String {
     match &parsed.transport {
         _ if fragment => format!("{tagged}{source} > {destination} fragment of protocol {protocol}"),
         Some(TransportSlice::Tcp(tcp)) => {
-            let flags =
-                [(tcp.syn(), 'S'), (tcp.fin(), 'F'), (tcp.rst(), 'R'), (tcp.psh(), 'P'), (tcp.ack(), '.')];
+            let flags = [(tcp.syn(), 'S'), (tcp.fin(), 'F'), (tcp.rst(), 'R'), (tcp.psh(), 'P'), (tcp.ack(), '.')];
             let flags: String = flags.into_iter().filter(|(set, _)| *set).map(|(_, letter)| letter).collect();
             let (from, to) = (with_port(&source, tcp.source_port()), with_port(&destination, tcp.destination_port()));
             format!("{tagged}{from} > {to} tcp [{flags}] seq {}", tcp.sequence_number())

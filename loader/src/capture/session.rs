@@ -18,8 +18,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use libbpf_rs::{PerfBuffer, PerfBufferBuilder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podlane_dataplane::afxdp::clock;
-use podlane_dataplane::tap::{Direction, Record, Tap};
 use podlane_dataplane::table::Publisher;
+use podlane_dataplane::tap::{Direction, Record, Tap};
 use podlane_dataplane::{PortId, limits};
 use serde_json::json;
 

@@ -9,9 +9,9 @@ use libbpf_rs::{PerfBuffer, PerfBufferBuilder};
 use podlane::bpf::{Place, ProgramRecord, RECORD_BYTES, Steering};
 use podlane_dataplane::PortId;
 use podlane_dataplane::forward::PassReason;
+use podlane_dataplane::table::Path as ServedBy;
 use podlane_dataplane::tap::filter::code::*;
 use podlane_dataplane::tap::{Direction, Filter, Instruction, Outcome as Fate, Wish};
-use podlane_dataplane::table::Path as ServedBy;
 
 use crate::differential::Random;
 use crate::frames::*;
@@ -272,7 +272,8 @@ fn random_instruction(random: &mut Random, left: u64) -> (u16, u8, u8, u32) {
 #[test]
 fn filters_in_the_kernel_mean_what_the_interpreter_says() {
     net::test("filters_in_the_kernel_mean_what_the_interpreter_says", || {
-        let number = |name: &str, default| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
+        let number =
+            |name: &str, default| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
         let mut random = Random(number("PODLANE_SEED", 1));
         let mut world = repeated_world();
         let listener = Listener::new(&world.steering);
