@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod bulk;
+mod capture;
 mod large;
 mod layer2;
 mod lifecycle;
@@ -193,6 +194,11 @@ fn plain_cases() -> Vec<Case> {
         families("multipath", routes::multipath),
         podlane_families("trace", trace::agrees_with_traffic),
         podlane_once("metrics", trace::metrics),
+        podlane_families("capture", capture::reads_right),
+        podlane_families("capture_tells_why", capture::tells_why),
+        podlane_families("trace_live", capture::live),
+        podlane_once("capture_killed", capture::killed),
+        podlane_once("capture_limits", capture::limits),
         podlane_once("idle", lifecycle::idle),
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),

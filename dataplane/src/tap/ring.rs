@@ -65,7 +65,7 @@ impl Ring {
     }
 
     /// Copies the first `bytes` bytes of `frame`. `None`, counted as lost at `port`, if there is no room.
-    pub fn copy(&self, frame: &impl Bytes, bytes: u32, port: PortId) -> Option<Copied> {
+    pub fn copy<F: Bytes + ?Sized>(&self, frame: &F, bytes: u32, port: PortId) -> Option<Copied> {
         let bytes = bytes.min(frame.len());
         // From the last part to the first, so that each takes the one behind it.
         let mut rest = None;

@@ -47,7 +47,7 @@ pub struct CaptureOptions {
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub instance: String,
     /// Only packets that match this expression (man pcap-filter), such as: tcp port 80 and host 10.244.1.2
-    #[arg(value_name = "FILTER", trailing_var_arg = true)]
+    #[arg(value_name = "FILTER")]
     filter: Vec<String>,
 }
 
