@@ -29,7 +29,6 @@ test  traceroute                 traceroute
 test  ethtool                    ethtool
 test  nft                        nftables
 test  tshark                     tshark
-test  /usr/lib/libpcap.so.0.8    libpcap0.8
 test  clang                      clang
 demo  ip                         iproute2
 demo  bridge                     iproute2

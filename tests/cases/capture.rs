@@ -98,7 +98,7 @@ const FIELDS: [&str; 6] = [
 fn tshark(file: &Path, filter: &str) -> Result<Vec<Read>> {
     let mut tshark = Command::new("tshark");
     tshark.arg("-r").arg(file).args(["-Y", filter, "-T", "fields", "-E", "separator=/t"]);
-    FIELDS.iter().for_each(|field| drop(tshark.args(["-e", field])));
+    tshark.args(FIELDS.iter().flat_map(|field| ["-e", field]));
     let text = command::run(&mut tshark, Duration::from_secs(60)).context("reading the capture with tshark")?;
     let number = |text: &str| text.parse().with_context(|| format!("{text:?} is no number"));
     let packet = |line: &str| {
