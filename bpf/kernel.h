@@ -27,6 +27,8 @@ typedef __u32 __wsum;
 enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PROG_ARRAY = 3,
+	BPF_MAP_TYPE_PERF_EVENT_ARRAY = 4,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_XSKMAP = 17,
@@ -60,6 +62,9 @@ enum {
 enum {
 	BPF_F_RECOMPUTE_CSUM = 1 << 0,
 };
+
+/* Of bpf_perf_event_output. */
+#define BPF_F_CURRENT_CPU 0xffffffffULL
 
 /* What a tc program sees of a socket buffer. The fields up to gso_size are those of every supported kernel. */
 struct __sk_buff {

@@ -23,6 +23,8 @@
 #define MAX_NEXT_HOPS 16384
 /* Configured cluster CIDRs of one family. */
 #define MAX_CLUSTER_CIDRS 16
+/* Ports that a capture can be restricted to. */
+#define MAX_CAPTURE_PORTS 64
 /* A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds. */
 #define HEARTBEAT_STALE_MS 90
 /* Tables whose writer has shown no life for this long are not trusted any more, milliseconds. */

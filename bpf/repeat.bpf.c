@@ -10,6 +10,7 @@
  *
  * Runs as a tcx program from Linux 6.6 on, and as a clsact filter before.
  */
+#include "capture.h"
 #include "decide.h"
 #include "kernel.h"
 #include "limits.h"
@@ -29,14 +30,64 @@ extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
 /* The data offset of a TCP header (RFC 9293, 3.1): the upper half of this byte, in words. */
 #define TCP_DATA_OFFSET 12
 
-static __always_inline int next(struct counters *count, __u32 reason)
+/* What a socket buffer meets besides its decision. */
+struct repeated {
+	struct __sk_buff *skb;
+	struct counters *count;
+	__u32 ingress;
+	/* A constant. */
+	int captures;
+};
+
+/* The members of a record that do not depend on what happens to the socket buffer. */
+static __always_inline void describe(struct __sk_buff *skb, struct capture_record *record)
+{
+	record->ifindex = skb->ifindex;
+	record->frame_bytes = skb->len;
+	record->gso_size = skb->gso_size;
+	if (skb->vlan_present) {
+		record->vlan_type = bpf_ntohs(skb->vlan_proto);
+		record->vlan_tag = skb->vlan_tci;
+	}
+	record->place = CAPTURE_TC;
+}
+
+/* Records a socket buffer as it came in, with what was decided. */
+static __always_inline void record_received(const struct repeated *frame, __u32 outcome, __u32 reason, __u32 to)
+{
+	const struct capture_scratch *scratch = scratch_of_capture();
+	const struct capture_settings *settings;
+	struct capture_record record = {};
+
+	if (!scratch || !scratch->matches)
+		return;
+	settings = capture_wanted(frame->skb->ifindex, CAPTURE_RX);
+	if (!settings)
+		return;
+	describe(frame->skb, &record);
+	record.packet = scratch->received_ns;
+	record.first_ns = scratch->received_ns;
+	record.second_ns = bpf_ktime_get_ns();
+	record.other = to;
+	record.direction = CAPTURE_RX;
+	record.outcome = outcome;
+	record.reason = reason;
+	emit_record(frame->skb, settings, frame->ingress, &record);
+}
+
+static __always_inline int next(const struct repeated *frame, __u32 reason)
 {
 	if (reason >= PASS_REASONS)
 		reason = PASS_PORT_STATE;
 	barrier_var(reason);
-	count->passed[reason & (PASS_SLOTS - 1)]++;
+	frame->count->passed[reason & (PASS_SLOTS - 1)]++;
+	if (frame->captures)
+		record_received(frame, CAPTURE_PASSED, reason, 0);
 	return TCX_NEXT;
 }
+
+/* So many bytes are changed by routing at most: up to the checksum of the IPv4, or the hop limit of the IPv6 header. */
+#define REWRITTEN_BYTES (ETHERNET_BYTES + 12)
 
 /* As load_head of steer.h, for a socket buffer. */
 static __always_inline __u64 load_head(struct __sk_buff *skb, __u64 frame_bytes, struct head *head)
@@ -151,13 +202,9 @@ static __always_inline int tables_are_stale(const struct snapshot *snapshot, str
 #define PACKET_FOR_US 0
 
 /* Hands the socket buffer on. */
-static __always_inline int forward(struct __sk_buff *skb, const struct port *to, const struct packet *packet,
-				   struct counters *count)
+static __always_inline int hand_on(struct __sk_buff *skb, __u32 ifindex, __u32 is_peer)
 {
-	struct counters *out = bpf_map_lookup_elem(&counters, &packet->egress);
-	long verdict;
-
-	if (to->flags & PORT_PEER) {
+	if (is_peer) {
 		/* The kernel clears it on the way from one namespace into another, but not on this one. */
 		if (skb->mark)
 			skb->mark = 0;
@@ -167,22 +214,53 @@ static __always_inline int forward(struct __sk_buff *skb, const struct port *to,
 		 */
 		if (skb->pkt_type)
 			bpf_skb_change_type(skb, PACKET_FOR_US);
-		verdict = bpf_redirect_peer(to->ifindex, 0);
-	} else {
-		verdict = bpf_redirect(to->ifindex, 0);
+		return bpf_redirect_peer(ifindex, 0);
 	}
+	return bpf_redirect(ifindex, 0);
+}
+
+/* Has the next program record the socket buffer as it is sent, and hand it on. Returns only if it need not or cannot. */
+static __always_inline void record_sent(struct __sk_buff *skb, const struct port *to, const struct packet *packet)
+{
+	struct capture_scratch *scratch = scratch_of_capture();
+	const struct capture_settings *settings = capture_wanted(to->ifindex, CAPTURE_TX);
+	int again;
+
+	if (!scratch || !settings)
+		return;
+	again = packet->adjacency && settings->filters_sent;
+	if (!again && !scratch->matches)
+		return;
+	scratch->to_ifindex = to->ifindex;
+	scratch->to_peer = to->flags & PORT_PEER;
+	scratch->egress = packet->egress;
+	if (again)
+		bpf_tail_call_static(skb, &stages, STAGE_FILTER_SENT);
+	else
+		bpf_tail_call_static(skb, &stages, STAGE_SENT);
+}
+
+/* Counts the socket buffer and hands it on. */
+static __always_inline int forward(const struct repeated *frame, const struct port *to, const struct packet *packet)
+{
+	struct counters *out = bpf_map_lookup_elem(&counters, &packet->egress);
+	struct counters *count = frame->count;
+
 	count->repeated++;
 	count->repeated_bytes += packet->frame_bytes;
 	if (out) {
 		out->repeated_out++;
 		out->repeated_out_bytes += packet->frame_bytes;
 	}
-	return verdict;
+	if (frame->captures)
+		record_sent(frame->skb, to, packet);
+	return hand_on(frame->skb, to->ifindex, to->flags & PORT_PEER);
 }
 
-SEC("tc")
-int podlane_repeat(struct __sk_buff *skb)
+/* The program. captures: a constant, whether to make records. */
+static __always_inline int repeat(struct __sk_buff *skb, int captures)
 {
+	struct repeated frame = { .skb = skb, .captures = captures };
 	const struct port *from = NULL;
 	struct adjacency adjacency = {};
 	struct port to = {};
@@ -192,6 +270,8 @@ int podlane_repeat(struct __sk_buff *skb)
 	struct head head;
 	__u32 ingress, reason;
 
+	if (captures)
+		note_received();
 	if (!take_snapshot(&snapshot))
 		return TCX_NEXT;
 	ingress = ingress_port(&snapshot, skb->ifindex, &from);
@@ -200,12 +280,14 @@ int podlane_repeat(struct __sk_buff *skb)
 	count = bpf_map_lookup_elem(&counters, &ingress);
 	if (!count)
 		return TCX_NEXT;
+	frame.count = count;
+	frame.ingress = ingress;
 	packet.frame_bytes = skb->len;
 	packet.is_super = skb->gso_size != 0;
 	count->rx_packets++;
 	count->rx_bytes += packet.frame_bytes;
 	if (skb->vlan_present)
-		return next(count, PASS_VLAN);
+		return next(&frame, PASS_VLAN);
 	packet.head_bytes = load_head(skb, packet.frame_bytes, &head);
 	reason = parse(&head, &packet);
 	if (reason == ADMIT && packet.is_super)
@@ -218,21 +300,63 @@ int podlane_repeat(struct __sk_buff *skb)
 	if (reason == ADMIT && packet.adjacency)
 		adjacency = *packet.adjacency;
 	if (is_torn(&snapshot))
-		return next(count, PASS_TABLES_CHANGED);
+		return next(&frame, PASS_TABLES_CHANGED);
 	if (reason != ADMIT)
-		return next(count, reason);
+		return next(&frame, reason);
 	if (tables_are_stale(&snapshot, count))
-		return next(count, PASS_TABLES_STALE);
+		return next(&frame, PASS_TABLES_STALE);
 	if (!to.ifindex)
-		return next(count, PASS_PORT_STATE);
+		return next(&frame, PASS_PORT_STATE);
 	if (packet.sender_activity != NOBODY)
 		touch(&snapshot, packet.sender_activity);
+	/* What is rewritten below must be writable before the record says that it is forwarded. */
+	if (captures && adjacency.present && bpf_skb_pull_data(skb, REWRITTEN_BYTES))
+		return next(&frame, PASS_PORT_STATE);
+	if (captures)
+		record_received(&frame, CAPTURE_FORWARDED, adjacency.present, to.ifindex);
 	if (adjacency.present) {
 		touch(&snapshot, adjacency.activity);
 		if (rewrite(skb, &head, &adjacency))
-			return next(count, PASS_PORT_STATE);
+			return next(&frame, PASS_PORT_STATE);
 	}
-	return forward(skb, &to, &packet, count);
+	return forward(&frame, &to, &packet);
+}
+
+SEC("tc")
+int podlane_repeat(struct __sk_buff *skb)
+{
+	bpf_tail_call_static(skb, &stages, STAGE_FILTER);
+	return repeat(skb, 0);
+}
+
+SEC("tc")
+int podlane_repeat_rec(struct __sk_buff *skb)
+{
+	return repeat(skb, 1);
+}
+
+/* Records what the program above decided to send, as it is sent, and sends it. */
+SEC("tc")
+int podlane_repeat_sent(struct __sk_buff *skb)
+{
+	const struct capture_scratch *scratch = scratch_of_capture();
+	const struct capture_settings *settings;
+	struct capture_record record = {};
+
+	if (!scratch)
+		return TCX_NEXT;
+	settings = capture_wanted(scratch->to_ifindex, CAPTURE_TX);
+	if (settings && scratch->matches) {
+		describe(skb, &record);
+		record.second_ns = record.first_ns = bpf_ktime_get_ns();
+		record.packet = scratch->received_ns ? scratch->received_ns : record.first_ns;
+		record.other = record.ifindex;
+		record.ifindex = scratch->to_ifindex;
+		record.direction = CAPTURE_TX;
+		record.outcome = CAPTURE_SENT;
+		emit_record(skb, settings, scratch->egress, &record);
+	}
+	return hand_on(skb, scratch->to_ifindex, scratch->to_peer);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

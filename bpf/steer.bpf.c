@@ -7,7 +7,14 @@
 SEC("xdp.frags")
 int podlane_steer(struct xdp_md *ctx)
 {
-	return steer_frame(ctx, ADMIT);
+	bpf_tail_call_static(ctx, &stages, STAGE_FILTER);
+	return steer_frame(ctx, ADMIT, 0);
+}
+
+SEC("xdp.frags")
+int podlane_steer_rec(struct xdp_md *ctx)
+{
+	return steer_frame(ctx, ADMIT, 1);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

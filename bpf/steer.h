@@ -6,6 +6,7 @@
 #ifndef PODLANE_STEER_H
 #define PODLANE_STEER_H
 
+#include "capture.h"
 #include "decide.h"
 #include "kernel.h"
 #include "limits.h"
@@ -76,37 +77,74 @@ static __always_inline int way_out_is_alive(__u32 ingress_socket, __u32 egress)
 	return 1;
 }
 
-static __always_inline int pass(struct counters *count, __u32 reason)
+/* Records a frame that is the kernel's; what goes to a socket its worker records. */
+static __always_inline void record_passed(struct xdp_md *ctx, __u32 ingress, __u32 reason)
+{
+	const struct capture_scratch *scratch = scratch_of_capture();
+	__u32 ifindex = ctx->ingress_ifindex;
+	const struct capture_settings *settings;
+	struct capture_record record = {};
+
+	if (!scratch || !scratch->matches)
+		return;
+	settings = capture_wanted(ifindex, CAPTURE_RX);
+	if (!settings)
+		return;
+	record.packet = scratch->received_ns;
+	record.first_ns = scratch->received_ns;
+	record.second_ns = bpf_ktime_get_ns();
+	record.ifindex = ifindex;
+	record.frame_bytes = bpf_xdp_get_buff_len(ctx);
+	record.direction = CAPTURE_RX;
+	record.outcome = CAPTURE_PASSED;
+	record.reason = reason;
+	record.place = CAPTURE_XDP;
+	emit_record(ctx, settings, ingress, &record);
+}
+
+/* What a frame meets besides its decision. */
+struct steered {
+	struct xdp_md *ctx;
+	struct counters *count;
+	__u32 ingress;
+	/* A constant. */
+	int captures;
+};
+
+static __always_inline int pass(const struct steered *frame, __u32 reason)
 {
 	if (reason >= PASS_REASONS)
 		reason = PASS_PORT_STATE;
 	barrier_var(reason);
-	count->passed[reason & (PASS_SLOTS - 1)]++;
+	frame->count->passed[reason & (PASS_SLOTS - 1)]++;
+	if (frame->captures)
+		record_passed(frame->ctx, frame->ingress, reason);
 	return XDP_PASS;
 }
 
 /* Sends an admitted frame to the socket of its queue if somebody drains it. */
-static __always_inline int to_socket(struct xdp_md *ctx, __u32 port, __u32 egress, struct counters *count)
+static __always_inline int to_socket(const struct steered *frame, __u32 egress)
 {
-	__u32 queue = ctx->rx_queue_index;
-	__u32 socket = port * MAX_QUEUES + queue;
+	__u32 queue = frame->ctx->rx_queue_index;
+	__u32 socket = frame->ingress * MAX_QUEUES + queue;
 
 	if (queue >= MAX_QUEUES || !bpf_map_lookup_elem(&sockets, &socket))
-		return pass(count, PASS_NO_SOCKET);
+		return pass(frame, PASS_NO_SOCKET);
 	if (!worker_is_alive(socket) || !way_out_is_alive(socket, egress))
-		return pass(count, PASS_WORKER_STALLED);
+		return pass(frame, PASS_WORKER_STALLED);
 	if (bpf_redirect_map(&sockets, socket, XDP_PASS) != XDP_REDIRECT)
-		return pass(count, PASS_NO_SOCKET);
-	count->steered++;
+		return pass(frame, PASS_NO_SOCKET);
+	frame->count->steered++;
 	return XDP_REDIRECT;
 }
 
 /*
  * The program. hidden: ADMIT, or why the frame is the kernel's for something that does not stand in the frame itself and
- * that a socket would lose.
+ * that a socket would lose. captures: a constant, whether to record what passes.
  */
-static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden)
+static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden, int captures)
 {
+	struct steered frame = { .ctx = ctx, .captures = captures };
 	__u32 ifindex = ctx->ingress_ifindex;
 	const struct port *port = NULL;
 	struct counters *count;
@@ -115,6 +153,8 @@ static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden)
 	struct head head;
 	__u32 ingress, reason;
 
+	if (captures)
+		note_received();
 	if (!take_snapshot(&snapshot))
 		return XDP_PASS;
 	ingress = ingress_port(&snapshot, ifindex, &port);
@@ -123,24 +163,26 @@ static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden)
 	count = bpf_map_lookup_elem(&counters, &ingress);
 	if (!count)
 		return XDP_PASS;
+	frame.count = count;
+	frame.ingress = ingress;
 	packet.frame_bytes = bpf_xdp_get_buff_len(ctx);
 	packet.is_super = 0;
 	count->rx_packets++;
 	count->rx_bytes += packet.frame_bytes;
 	if (hidden != ADMIT)
-		return pass(count, hidden);
+		return pass(&frame, hidden);
 	packet.head_bytes = load_head(ctx, packet.frame_bytes, &head);
 	reason = parse(&head, &packet);
 	if (reason != ADMIT)
-		return pass(count, reason);
+		return pass(&frame, reason);
 	if (!port)
-		return pass(count, PASS_PORT_STATE);
+		return pass(&frame, PASS_PORT_STATE);
 	reason = decide(&snapshot, &head, &packet, ingress, port);
 	if (is_torn(&snapshot))
-		return pass(count, PASS_TABLES_CHANGED);
+		return pass(&frame, PASS_TABLES_CHANGED);
 	if (reason != ADMIT)
-		return pass(count, reason);
-	return to_socket(ctx, ingress, packet.egress, count);
+		return pass(&frame, reason);
+	return to_socket(&frame, packet.egress);
 }
 
 #endif

@@ -28,6 +28,7 @@ test  ping                       iputils-ping
 test  traceroute                 traceroute
 test  ethtool                    ethtool
 test  nft                        nftables
+test  tshark                     tshark
 test  clang                      clang
 test  man                        man-db
 test  mandoc                     mandoc

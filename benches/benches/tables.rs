@@ -215,6 +215,7 @@ fn node() -> Tables {
                 .expect("two CIDRs"),
         ),
         routing: Default::default(),
+        tap: None,
     }
 }
 

@@ -14,6 +14,7 @@ pub mod forward;
 pub mod limits;
 pub mod packet;
 pub mod table;
+pub mod tap;
 pub mod worker;
 
 pub use addr::{MacAddr, PortId};

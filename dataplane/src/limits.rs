@@ -51,6 +51,8 @@ pub const BATCH: usize = 64;
 pub const MAX_TX_OUTSTANDING: usize = 1024;
 /// Descriptors of one hand-off ring between two workers.
 pub const HANDOFF_RING: usize = 1024;
+/// Ports that a capture can be restricted to; without a restriction all are captured.
+pub const MAX_CAPTURE_PORTS: usize = 64;
 /// A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds.
 pub const HEARTBEAT_STALE_MS: u64 = 90;
 /// A sleeping worker wakes at least this often to write its heartbeat, milliseconds.

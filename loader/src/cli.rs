@@ -12,6 +12,9 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::bugreport;
+use crate::capture::client::CaptureError;
+use crate::capture::command::{self as capturing, CaptureOptions};
+use crate::capture::live::{self, LiveQuestion};
 use crate::check;
 use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, PathChoice, Settings};
 use crate::control;
@@ -66,6 +69,12 @@ enum Command {
     /// veth on this node; FROM may also be the address of a pod of another node, whose packets come in through the uplink, and TO any address. No packet is sent, but the kernel may ask by ARP
     /// or neighbour discovery who has an address.
     Trace(TraceOptions),
+    /// Capture packets as Podlane receives and sends them, with what became of each
+    ///
+    /// tcpdump does not see what Podlane forwards; this does, on both paths. Writes pcapng, in which each packet has its
+    /// interface, its direction and a comment; or prints a line for each. Packets may be missing from the capture, and are
+    /// counted then; the traffic itself loses none.
+    Capture(CaptureOptions),
     /// Tell what a reason in `podlane status` means, what usually causes it, and what to do
     Explain(ExplainOptions),
     /// Look what this node has and lacks, each with its cure; changes nothing
@@ -200,17 +209,17 @@ struct TraceOptions {
     from: String,
     /// Who shall receive: IP address, pod or interface
     to: String,
-    /// Protocol of the packet
-    #[arg(long, value_name = "NAME", default_value = "icmp", value_parser = Protocol::words())]
-    protocol: String,
-    /// Destination port of TCP or UDP; UDP tunnels are treated specially
-    #[arg(long, value_name = "N", default_value_t = 80)]
-    port: u16,
+    /// Protocol of the packet [default: icmp; of live packets, any]
+    #[arg(long, value_name = "NAME", value_parser = Protocol::words())]
+    protocol: Option<String>,
+    /// Destination port of TCP or UDP; UDP tunnels are treated specially [default: 80; of live packets, any port]
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
     /// Bytes of the IP packet, header included
-    #[arg(long, value_name = "BYTES", default_value_t = trace::DEFAULT_BYTES, value_parser = clap::value_parser!(u32).range(..=65_535))]
+    #[arg(long, value_name = "BYTES", conflicts_with = "live", default_value_t = trace::DEFAULT_BYTES, value_parser = clap::value_parser!(u32).range(..=65_535))]
     size: u32,
     /// Time to live or hop limit with which it leaves the pod
-    #[arg(long, value_name = "N", default_value_t = trace::DEFAULT_TTL)]
+    #[arg(long, value_name = "N", conflicts_with = "live", default_value_t = trace::DEFAULT_TTL)]
     ttl: u8,
     /// Prefer IPv6 where an interface has addresses of both families
     #[arg(short = '6', long)]
@@ -218,9 +227,21 @@ struct TraceOptions {
     /// Name of the daemon to ask
     #[arg(long, value_name = "NAME", default_value = "default")]
     instance: String,
-    /// Print JSON for programs instead of a drawing
+    /// Print JSON for programs instead of a drawing; with --live, a line for each packet
     #[arg(long)]
     json: bool,
+    /// Follow real packets between the two, stage by stage, and the answers
+    #[arg(long)]
+    live: bool,
+    /// Not the answers
+    #[arg(long, requires = "live")]
+    one_way: bool,
+    /// End after so many packets
+    #[arg(short = 'c', long, value_name = "N", requires = "live", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after so many seconds
+    #[arg(long, value_name = "SECONDS", requires = "live", value_parser = capturing::seconds)]
+    duration: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -371,6 +392,7 @@ pub fn execute<E: Display>(
         Command::Top(options) => show_top(options, out, err),
         Command::Path(options) => change_path(options, out, err),
         Command::Trace(options) => show_trace(options, out, err),
+        Command::Capture(options) => run_capture(&options, out, err),
         Command::Explain(options) => show_explanation(options, out, err),
         Command::Check(options) => show_check(options, out, err),
         Command::Bugreport(options) => write_bugreport(options, out, err),
@@ -509,19 +531,49 @@ fn show_trace(options: TraceOptions, out: &mut impl Write, err: &mut impl Write)
         Ok(instance) => instance,
         Err(code) => return code,
     };
+    let protocol = options.protocol.as_deref().and_then(Protocol::of);
     let question = Question {
         from: options.from,
         to: options.to,
-        protocol: Protocol::of(&options.protocol).unwrap_or_default(),
-        port: options.port,
+        protocol: protocol.unwrap_or_default(),
+        port: options.port.unwrap_or(80),
         bytes: options.size,
         ttl: options.ttl,
         ipv6: options.ipv6,
         may_resolve: true,
     };
     match control::ask_trace(instance.as_str(), &question, control::PATIENCE) {
+        Ok((_, trace)) if options.live => {
+            let question = LiveQuestion {
+                from: trace.from,
+                to: trace.to,
+                protocol,
+                port: options.port,
+                one_way: options.one_way,
+                count: options.count,
+                duration: options.duration,
+                json: options.json,
+            };
+            captured(live::follow(instance.as_str(), &question, out, err), err)
+        }
         Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
         Ok((_, trace)) => print(&trace.render(), out, err),
+        Err(error) => complain(err, FAILED, error),
+    }
+}
+
+fn run_capture(options: &CaptureOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    if let Err(code) = instance_of(&options.instance, err) {
+        return code;
+    }
+    captured(capturing::capture(options, out, err), err)
+}
+
+/// How a capture or a live trace has ended.
+fn captured(outcome: Result<(), CaptureError>, err: &mut impl Write) -> u8 {
+    match outcome {
+        Ok(()) => DONE,
+        Err(CaptureError::Misuse(error)) => complain(err, MISUSED, error),
         Err(error) => complain(err, FAILED, error),
     }
 }
@@ -651,6 +703,7 @@ mod tests {
             "path --help",
             "trace --help",
             "explain --help",
+            "capture --help",
             "check --help",
             "bugreport --help",
             "run -h",

@@ -17,6 +17,7 @@ use podlane_dataplane::limits;
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
 
 use crate::bpf::{BpfError, Steering, XdpMode};
+use crate::capture::{self, Captures};
 use crate::carry::{self, Carried, Identity};
 use crate::compile::{Compiler, Input, PortAssignment, PortWish, Wanted, host_port_mtu, wanted_ports};
 use crate::config::{ChecksumMetadata, Config, PathChoice};
@@ -185,6 +186,7 @@ pub struct Daemon {
     /// What earlier daemons counted.
     pub(crate) carried: Carried,
     control: Option<Control>,
+    captures: Captures,
     /// Ends with the daemon.
     metrics: Option<metrics::http::Server>,
     last_upkeep: Instant,
@@ -262,6 +264,7 @@ impl Daemon {
             carried,
             names: Names::start(config.cni_cache.clone()),
             control: Some(control),
+            captures: Captures::default(),
             metrics: None,
             last_upkeep: now,
             config,
@@ -312,6 +315,7 @@ impl Daemon {
                 self.upkeep()?;
             }
             self.answer();
+            self.captures.end(&mut self.steering, &self.publisher);
         }
     }
 
@@ -470,7 +474,7 @@ impl Daemon {
         }
         // The workers first: what the program steers by older maps they judge by newer tables, and a frame that they do
         // not forward any more goes to the kernel.
-        self.publisher.publish(compiled.tables);
+        self.publisher.publish(Tables { tap: self.captures.tap(), ..compiled.tables });
         let synced = self.steering.sync(&self.publisher.current());
         self.in_force = synced.is_ok();
         match synced {
@@ -645,7 +649,17 @@ impl Daemon {
                 answer
             }
         });
+        while let Some((question, stream)) = control.take_capture() {
+            self.start_capture(&question, stream);
+        }
         self.control = Some(control);
+    }
+
+    fn start_capture(&mut self, question: &capture::Question, stream: UnixStream) {
+        let Some(engine) = &self.engine else { return };
+        let ports = &self.ports;
+        let ifindex_of = |name: &str| ports.open().find(|port| port.link.name == name).map(|port| port.link.ifindex);
+        self.captures.start(question, stream, engine.workers(), &mut self.steering, &self.publisher, ifindex_of);
     }
 
     /// Has the kernel find out the MAC addresses of those ends of a question that are pods here and that the node has not
@@ -730,6 +744,7 @@ impl Daemon {
         self.ports.detach_all(&mut self.steering, &mut self.kernel);
         self.drain();
         self.save_counters(true);
+        self.captures.switch_off(&mut self.steering, &self.publisher);
         self.large.end();
         self.publisher.publish(Tables::default());
         if let Some(engine) = self.engine.take() {

@@ -9,6 +9,7 @@
 
 pub mod bpf;
 pub mod bugreport;
+pub mod capture;
 pub mod carry;
 pub mod check;
 pub mod cli;

@@ -40,6 +40,7 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
             Response::Value(json!({ "lines": recent.lines, "forgotten": recent.forgotten }))
         }
         Request::Config => Response::Value(daemon.config.effective()),
+        Request::Capture(_) => Response::Error("the daemon starts captures by itself".to_owned()),
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
 }

@@ -6,6 +6,7 @@
 mod bad_input;
 mod bugreport;
 mod bulk;
+mod capture;
 mod large;
 mod layer2;
 mod lifecycle;
@@ -199,6 +200,11 @@ fn plain_cases() -> Vec<Case> {
         podlane_once("metrics", metrics::tell_the_status),
         podlane_once("counters_outlive_the_daemon", metrics::counters_outlive_the_daemon),
         podlane_once("a_damaged_file_of_counters", metrics::a_damaged_file_of_counters),
+        podlane_families("capture", capture::reads_right),
+        podlane_families("capture_tells_why", capture::tells_why),
+        podlane_families("trace_live", capture::live),
+        podlane_once("capture_killed", capture::killed),
+        podlane_once("capture_limits", capture::limits),
         podlane_once("idle", lifecycle::idle),
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),

@@ -27,6 +27,7 @@ pub use snapshot::{Publisher, Reader, channel};
 
 use crate::addr::{MacAddr, PortId};
 use crate::forward::PassReason;
+use crate::tap::Tap;
 
 /// One consistent picture of the node.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +52,8 @@ pub struct Tables {
     pub cluster: Arc<Cluster>,
     /// Whether and how this node routes.
     pub routing: Routing,
+    /// Where workers leave copies of frames; `None` while nobody captures.
+    pub tap: Option<Arc<Tap>>,
 }
 
 /// Whether packets of a family are routed at all; bridging does not depend on it.

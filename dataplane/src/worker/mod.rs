@@ -18,6 +18,7 @@ mod residence;
 mod run;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -195,7 +196,7 @@ impl<Q: QueueIo> Worker<Q> {
             packets += self.serve(slot, tables, now_s);
         }
         if self.handoff.workers() > 1 {
-            packets += self.take_over();
+            packets += self.take_over(tables);
             self.wake_others();
         }
         self.flush();
@@ -271,14 +272,14 @@ impl<Q: QueueIo> Worker<Q> {
     }
 
     /// Takes a batch from every other worker's hand-off ring.
-    fn take_over(&mut self) -> usize {
+    fn take_over(&mut self, tables: &Tables) -> usize {
         let mut packets = 0;
         for from in 0..self.handoff.workers() {
             for _ in 0..limits::BATCH {
                 let Some((port, since_ns)) = self.handoff.take(from, self.id, &mut self.packet) else { break };
                 packets += 1;
                 self.counters.handoff_in.add(1);
-                if self.transmit_handed(port) {
+                if self.transmit_handed(port, tables) {
                     self.stays.transmit_handed(since_ns);
                 }
             }

@@ -1,5 +1,6 @@
 //! The way of one packet through a worker: parse, decide, rewrite, checksum, transmit.
 
+use super::watch::{Ended, Handed, Nobody, Tapping, View, Watch};
 use super::{Egress, Worker};
 use crate::addr::PortId;
 use crate::afxdp::{Piece, QueueIo};
@@ -9,6 +10,7 @@ use crate::packet::rewrite::PartialChecksum;
 use crate::packet::{self, Headers, rewrite};
 use crate::table::learn::{LearnReport, Sighting};
 use crate::table::{Port, PortKind, Tables};
+use crate::tap::Tap;
 
 /// What the packets of a batch have in common.
 #[derive(Clone, Copy)]
@@ -33,29 +35,54 @@ fn offer(queue: &mut impl QueueIo, packet: &mut Vec<Piece>) -> bool {
 impl<Q: QueueIo> Worker<Q> {
     /// Forwards a batch of whole packets; `received` is empty afterwards.
     pub(super) fn forward_batch(&mut self, batch: Batch<'_>, received: &mut Vec<Piece>) {
-        for piece in received.drain(..) {
-            let last = !piece.more;
-            self.packet.push(piece);
-            if last {
-                self.forward_packet(batch);
-            }
+        match &batch.tables.tap {
+            None => self.forward_each(batch, received, &mut Nobody),
+            Some(tap) => self.forward_tapped(batch, received, tap),
         }
         self.count_forwarded(batch.ingress);
     }
 
+    #[cold]
+    fn forward_tapped(&mut self, batch: Batch<'_>, received: &mut Vec<Piece>, tap: &Tap) {
+        match Tapping::new(tap, self.id, batch) {
+            Some(mut tapping) => self.forward_each(batch, received, &mut tapping),
+            None => self.forward_each(batch, received, &mut Nobody),
+        }
+    }
+
+    #[inline]
+    fn forward_each(&mut self, batch: Batch<'_>, received: &mut Vec<Piece>, watch: &mut impl Watch) {
+        for piece in received.drain(..) {
+            let last = !piece.more;
+            self.packet.push(piece);
+            if last {
+                self.forward_packet(batch, watch);
+            }
+        }
+    }
+
+    /// The packet in `self.packet`, to look at.
+    #[inline(always)]
+    pub(super) fn view(&self) -> View<'_> {
+        View { memory: &self.memory, packet: &self.packet }
+    }
+
     /// Forwards the packet in `self.packet`, which is empty afterwards.
     #[inline]
-    fn forward_packet(&mut self, batch: Batch<'_>) {
+    fn forward_packet(&mut self, batch: Batch<'_>, watch: &mut impl Watch) {
+        watch.received(self.view());
         if self.packet.len() > limits::MAX_PIECES {
+            watch.ended(Ended::Dropped(DropReason::TooManyPieces));
             return self.drop_packet(batch.ingress, DropReason::TooManyPieces);
         }
         let frame_bytes = self.frame_bytes();
         let headers = match packet::parse(self.memory.bytes(&self.packet[0]), frame_bytes) {
             Ok(headers) => headers,
-            Err(reason) => return self.pass_to_kernel(batch, None, reason),
+            Err(reason) => return self.pass_to_kernel(batch, None, reason, watch),
         };
         match decide(&headers, batch.ingress, batch.tables) {
             Verdict::Forward { port, rewrite, used } => {
+                watch.decided(rewrite != Rewrite::None);
                 self.learn_source(batch, &headers);
                 if let Rewrite::Route { destination, source } = rewrite {
                     // Only a neighbour is kept by being sent to; an FDB entry, as on any bridge, by its own frames.
@@ -64,12 +91,18 @@ impl<Q: QueueIo> Worker<Q> {
                     rewrite::route(bytes, &headers, destination, source);
                 }
                 self.finish_checksum(batch, &headers);
-                match self.send(port, frame_bytes) {
-                    Ok(()) => self.forwarded.add(frame_bytes),
-                    Err(reason) => self.drop_packet(batch.ingress, reason),
+                match self.send(port, frame_bytes, watch) {
+                    Ok(()) => {
+                        self.forwarded.add(frame_bytes);
+                        watch.ended(Ended::Forwarded { to: port, routed: rewrite != Rewrite::None });
+                    }
+                    Err(reason) => {
+                        watch.ended(Ended::Dropped(reason));
+                        self.drop_packet(batch.ingress, reason);
+                    }
                 }
             }
-            Verdict::Kernel(reason) => self.pass_to_kernel(batch, Some(&headers), reason),
+            Verdict::Kernel(reason) => self.pass_to_kernel(batch, Some(&headers), reason, watch),
         }
     }
 
@@ -107,9 +140,12 @@ impl<Q: QueueIo> Worker<Q> {
     /// Puts the packet, of `frame_bytes`, into the TX ring of `port`, or hands it to the worker that does. On failure it stays
     /// in `self.packet`.
     #[inline(always)]
-    fn send(&mut self, port: PortId, frame_bytes: u32) -> Result<(), DropReason> {
+    fn send(&mut self, port: PortId, frame_bytes: u32, watch: &mut impl Watch) -> Result<(), DropReason> {
         match self.egress[port.index()] {
-            Egress::Own => self.transmit(port, frame_bytes),
+            Egress::Own => {
+                watch.sending(self.view(), port);
+                self.transmit(port, frame_bytes)
+            }
             Egress::Worker(worker) => {
                 let worker = usize::from(worker);
                 if !self.handoff.hand_over(self.id, worker, (port, self.stays.since_ns()), &mut self.packet) {
@@ -144,26 +180,40 @@ impl<Q: QueueIo> Worker<Q> {
 
     /// Transmits the packet in `self.packet` that another worker handed over. A drop is counted at the egress port, since
     /// the ingress port's counters here are not where the packet was counted as received. Whether it is in a TX ring now.
-    pub(super) fn transmit_handed(&mut self, port: PortId) -> bool {
-        let transmitted = self.transmit(port, self.frame_bytes());
-        if let Err(reason) = transmitted {
+    pub(super) fn transmit_handed(&mut self, port: PortId, tables: &Tables) -> bool {
+        let ifindex = || tables.ports.get(port).map_or(0, |port| port.ifindex);
+        let tapped = tables.tap.as_ref().and_then(|tap| Handed::look(tap, self.id, self.view(), port, ifindex()));
+        let sent = self.transmit(port, self.frame_bytes());
+        if let Some(tapped) = tapped {
+            tapped.ended(sent.err());
+        }
+        if let Err(reason) = sent {
             self.counters.port(port).tx_dropped[reason as usize].add(1);
             self.free_packet();
         }
-        transmitted.is_ok()
+        sent.is_ok()
     }
 
     /// Gives the packet in `self.packet` back to the kernel through the host port, which is a member of the bridge. One that
     /// came from an uplink and is addressed to that interface gets the bridge's own MAC address instead, so that the node's
     /// stack accepts it there.
-    fn pass_to_kernel(&mut self, batch: Batch<'_>, headers: Option<&Headers>, reason: PassReason) {
+    fn pass_to_kernel(
+        &mut self,
+        batch: Batch<'_>,
+        headers: Option<&Headers>,
+        reason: PassReason,
+        watch: &mut impl Watch,
+    ) {
         let Batch { ingress, from, tables, .. } = batch;
+        watch.decided(true);
         // The kernel would see it come in through the host port, where such a port's state says nothing.
         if matches!(reason, PassReason::PortState | PassReason::Hairpin) {
+            watch.ended(Ended::Dropped(DropReason::PortBlocked));
             return self.drop_packet(ingress, DropReason::PortBlocked);
         }
         let host = self.host_port.and_then(|id| Some((id, tables.ports.get(id)?)));
         let Some((host_id, host)) = host else {
+            watch.ended(Ended::Dropped(DropReason::HostPortGone));
             return self.drop_packet(ingress, DropReason::HostPortGone);
         };
         if let Some(Port { kind: PortKind::Uplink, .. }) = from
@@ -174,9 +224,15 @@ impl<Q: QueueIo> Worker<Q> {
         if let Some(headers) = headers {
             self.finish_checksum(batch, headers);
         }
-        match self.send(host_id, self.frame_bytes()) {
-            Ok(()) => self.counters.port(ingress).kernel[reason as usize].add(1),
-            Err(_) => self.drop_packet(ingress, DropReason::HostPortGone),
+        match self.send(host_id, self.frame_bytes(), watch) {
+            Ok(()) => {
+                self.counters.port(ingress).kernel[reason as usize].add(1);
+                watch.ended(Ended::Passed(reason));
+            }
+            Err(_) => {
+                watch.ended(Ended::Dropped(DropReason::HostPortGone));
+                self.drop_packet(ingress, DropReason::HostPortGone);
+            }
         }
     }
 

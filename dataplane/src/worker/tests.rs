@@ -15,6 +15,7 @@ use crate::forward::{DropReason, PassReason};
 use crate::table::{
     Adjacency, Cluster, Fdb, FdbEntry, Fib, LinkId, NextHop, NextHopAction, Path, Port, PortKind, PortTable,
 };
+use crate::tap::{Direction, Filter, Outcome, Record, Tap, Wish};
 
 const FRAMES: u32 = 1024;
 const HOST: PortId = PortId(0);
@@ -453,6 +454,140 @@ fn a_packet_for_a_port_that_was_removed_is_dropped_by_name() {
     rig.assert_balanced(POD1);
 }
 
+/// What the tap has, with the frames' bytes; one worker's after the other's.
+fn tapped(tap: &Tap) -> Vec<(Record, Vec<u8>)> {
+    let take = |ring: &crate::tap::Ring| {
+        let mut bytes = Vec::new();
+        ring.take(&mut bytes).map(|record| (record, bytes))
+    };
+    tap.rings().iter().flat_map(|ring| std::iter::from_fn(move || take(ring))).collect()
+}
+
+fn tap_on(rig: &mut Rig, change: impl FnOnce(&mut Wish)) -> Arc<Tap> {
+    let mut wish = Wish { filter: Filter::everything(), snap_bytes: 65_000, rx: true, tx: true, interfaces: None };
+    change(&mut wish);
+    let tap = Arc::new(Tap::new(wish, rig.workers.len(), || 7));
+    rig.tables.tap = Some(Arc::clone(&tap));
+    tap
+}
+
+#[test]
+fn a_tap_sees_packets_as_they_come_and_as_they_leave() {
+    let mut rig = Rig::single(false);
+    let tap = tap_on(&mut rig, |_| {});
+    let payload: Vec<u8> = (0..8000u32).map(|byte| byte as u8).collect();
+    let bridged = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), &payload);
+    let routed = udp((pod_mac(POD1), pod_ip(POD1)), (BRIDGE_MAC, REMOTE), b"routed");
+    for (frame, port, to) in [(&bridged, POD2, 12), (&routed, UPLINK, 13)] {
+        assert!(rig.queue(0, POD1).arrive(frame, 3840));
+        rig.turn();
+        let sent = rig.sent(0, port);
+        let records = tapped(&tap);
+        let [(received, before), (left, after)] = &records[..] else { panic!("{records:?}") };
+        assert_eq!((before, after), (frame, &sent[0].0));
+        assert_eq!(
+            (received.ifindex, received.direction, received.frame_bytes),
+            (11, Direction::Rx, frame.len() as u32)
+        );
+        assert_eq!(received.outcome, Outcome::Forwarded { to, routed: port == UPLINK });
+        assert_eq!((left.ifindex, left.direction, left.outcome), (to, Direction::Tx, Outcome::Sent { from: 11 }));
+        assert!(received.packet != 0 && received.packet == left.packet);
+    }
+    rig.assert_conserved();
+}
+
+#[test]
+fn a_tap_is_told_why_packets_go_elsewhere() {
+    let mut rig = Rig::single(false);
+    let tap = tap_on(&mut rig, |wish| wish.tx = false);
+    let frame = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"x");
+    let mut arp = frame.clone();
+    arp[13] = 6;
+    rig.queue(0, POD2).tx_room = 1;
+    rig.queue(0, POD2).stuck = true;
+    for arriving in [&frame, &frame, &arp] {
+        assert!(rig.queue(0, POD1).arrive(arriving, 3840));
+    }
+    assert!(rig.queue(0, POD1).arrive(&[&frame[..], &[0; 8000]].concat(), 300));
+    rig.turn();
+    let outcomes: Vec<Outcome> = tapped(&tap).into_iter().map(|(record, _)| record.outcome).collect();
+    let expected = [
+        Outcome::Forwarded { to: 12, routed: false },
+        Outcome::Dropped(DropReason::TxRingFull),
+        Outcome::Passed(PassReason::NotIp),
+        Outcome::Dropped(DropReason::TooManyPieces),
+    ];
+    assert_eq!(outcomes, expected);
+    rig.assert_conserved();
+}
+
+#[test]
+fn a_tap_takes_only_what_is_wished() {
+    let frame = udp((pod_mac(POD1), pod_ip(POD1)), (BRIDGE_MAC, REMOTE), b"wish");
+    // load byte 22 (TTL), compare, return
+    let ttl = |ttl| {
+        let one = |code, jt, jf, k| crate::tap::Instruction { code, jt, jf, k };
+        Filter::new(vec![one(0x30, 0, 0, 22), one(0x15, 0, 1, ttl), one(6, 0, 0, 1), one(6, 0, 0, 0)]).unwrap()
+    };
+    let seen = |change: &dyn Fn(&mut Wish)| {
+        let mut rig = Rig::single(false);
+        let tap = tap_on(&mut rig, |wish| change(wish));
+        assert!(rig.queue(0, POD1).arrive(&frame, 3840));
+        rig.turn();
+        assert_eq!(rig.sent(0, UPLINK).len(), 1);
+        tapped(&tap).into_iter().map(|(record, bytes)| (record.direction, bytes.len())).collect::<Vec<_>>()
+    };
+    let (rx, tx) = ((Direction::Rx, frame.len()), (Direction::Tx, frame.len()));
+    assert_eq!(seen(&|_| {}), [rx, tx]);
+    assert_eq!(seen(&|wish| wish.tx = false), [rx]);
+    assert_eq!(seen(&|wish| wish.rx = false), [tx]);
+    assert_eq!(seen(&|wish| wish.interfaces = Some(vec![13])), [tx]);
+    assert_eq!(seen(&|wish| wish.interfaces = Some(vec![12])), []);
+    assert_eq!(seen(&|wish| wish.snap_bytes = 20), [(Direction::Rx, 20), (Direction::Tx, 20)]);
+    assert_eq!(seen(&|wish| wish.filter = ttl(64)), [rx]);
+    assert_eq!(seen(&|wish| wish.filter = ttl(63)), [tx], "what is sent is judged as it is sent");
+    assert_eq!(seen(&|wish| wish.filter = ttl(5)), []);
+}
+
+#[test]
+fn a_handed_over_packet_is_seen_where_it_leaves() {
+    let mut rig = Rig::new(2);
+    rig.add(0, POD1, false);
+    rig.add(1, POD2, false);
+    let tap = tap_on(&mut rig, |_| {});
+    let frame = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"x");
+    rig.queue(1, POD2).tx_room = 1;
+    rig.queue(1, POD2).stuck = true;
+    for _ in 0..2 {
+        assert!(rig.queue(0, POD1).arrive(&frame, 3840));
+    }
+    rig.turn();
+    let outcomes: Vec<Outcome> = tapped(&tap).into_iter().map(|(record, _)| record.outcome).collect();
+    let forwarded = Outcome::Forwarded { to: 12, routed: false };
+    let dropped = Outcome::Dropped(DropReason::TxRingFull);
+    assert_eq!(outcomes, [forwarded, forwarded, Outcome::Sent { from: 0 }, dropped]);
+}
+
+#[test]
+fn a_tap_that_nobody_empties_loses_records_and_no_packet() {
+    let mut rig = Rig::single(false);
+    let tap = tap_on(&mut rig, |_| {});
+    let payload = vec![3; 3000];
+    let frame = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), &payload);
+    let mut sent = 0;
+    for _ in 0..12_000 {
+        assert!(rig.queue(0, POD1).arrive(&frame, 3840));
+        rig.turn();
+        sent += rig.sent(0, POD2).len();
+    }
+    assert_eq!(sent, 12_000);
+    let kept = tapped(&tap).len() as u64;
+    assert_eq!(kept + tap.lost(POD1) + tap.lost(POD2), 24_000);
+    assert!(tap.lost(POD1) > 0 && tap.lost(POD2) > 0 && kept > 1000);
+    rig.assert_balanced(POD1);
+    rig.assert_conserved();
+}
+
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
 
@@ -461,8 +596,10 @@ proptest::proptest! {
     fn frames_are_conserved_under_any_traffic(
         steps in proptest::collection::vec((0u8..6, 1u16..4, 0usize..5000, 60usize..3840, 1usize..40), 1..60),
         workers in 1usize..4,
+        is_tapped in proptest::prelude::any::<bool>(),
     ) {
         let mut rig = Rig::new(workers);
+        let _tap = is_tapped.then(|| tap_on(&mut rig, |wish| wish.snap_bytes = 100));
         for (index, port) in [HOST, POD1, POD2, UPLINK].into_iter().enumerate() {
             rig.add(index % workers, port, false);
         }

@@ -54,6 +54,7 @@ impl World {
             adjacencies: Arc::new(self.adjacencies.clone()),
             cluster: Arc::new(Cluster::new(self.cluster4.iter().copied(), self.cluster6.iter().copied()).unwrap()),
             routing: self.routing,
+            tap: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
 use libbpf_rs::{Xdp, XdpFlags};
@@ -69,13 +69,14 @@ impl Steering {
         }
     }
 
-    fn generic_program(&mut self, name: &str) -> Result<&OwnedFd, AttachError> {
-        let program: OwnedFd = match self.generic.take() {
-            Some(program) => program,
-            None => load::generic(&self.mirrored, &self.plain)
-                .map_err(|source| AttachError::NoGenericMode { name: name.to_owned(), source: Box::new(source) })?,
-        };
-        Ok(self.generic.insert(program))
+    fn generic_program(&mut self, name: &str) -> Result<&load::Program, AttachError> {
+        if self.generic.is_none() {
+            let loaded = load::generic(&self.mirrored, &self.plain);
+            let failed = |source| AttachError::NoGenericMode { name: name.to_owned(), source: Box::new(source) };
+            self.generic = Some(loaded.map_err(failed)?);
+            self.capture_there_as_well(load::Kind::Generic);
+        }
+        self.generic.as_ref().ok_or_else(|| AttachError::Gone { name: name.to_owned() })
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use podlane_dataplane::forward::PassReason;
 use podlane_dataplane::table::{Adjacency, Cluster, LinkId, NextHop, NextHopAction, Path, Port, PortKind, Routing};
+use podlane_dataplane::tap::Wish;
 use podlane_dataplane::{MacAddr, PortId, limits};
 
 /// Bytes from one worker's heartbeat to the next in the heartbeat map; the heartbeat itself is the `u64` in front.
@@ -20,6 +21,8 @@ const PASS_SLOTS: usize = 32;
 pub(super) const COPIES: usize = 2;
 /// Bytes of `struct counters`.
 pub(super) const COUNTERS_BYTES: usize = 8 * (7 + PASS_SLOTS + 1);
+/// Bytes of `struct capture_settings`.
+pub(super) const CAPTURE_SETTINGS_BYTES: usize = 16;
 /// Bytes of `struct port`.
 pub(super) const PORT_BYTES: usize = 40;
 /// Bytes of `struct near`.
@@ -174,6 +177,14 @@ pub(super) fn prefix6(copy: usize, address: u128, length: u8) -> [u8; 24] {
     fields.bytes(&(address & mask).to_be_bytes()).bytes
 }
 
+/// `struct capture_settings`.
+pub(super) fn capture_settings(wish: &Wish) -> [u8; CAPTURE_SETTINGS_BYTES] {
+    let directions = u32::from(wish.rx) | u32::from(wish.tx) << 1;
+    let chosen = u32::from(wish.interfaces.is_some());
+    let filters_sent = u32::from(wish.filter.looks_at_rewritten_bytes());
+    Fields::new().u32(wish.snap_bytes).u32(directions).u32(chosen).u32(filters_sent).bytes
+}
+
 /// What the program did with the frames of one port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PortCounters {
@@ -247,6 +258,7 @@ mod tests {
             ("MAX_NEXT_HOPS", limits::MAX_NEXT_HOPS),
             ("MAX_CLUSTER_CIDRS", limits::MAX_CLUSTER_CIDRS),
             ("HEARTBEAT_STALE_MS", limits::HEARTBEAT_STALE_MS as usize),
+            ("MAX_CAPTURE_PORTS", limits::MAX_CAPTURE_PORTS),
             ("NEAR_STATIONS", limits::NEAR_STATIONS),
             ("NEAR_INTERFACES", limits::NEAR_INTERFACES),
             ("TABLES_STALE_MS", limits::TABLES_STALE_MS as usize),

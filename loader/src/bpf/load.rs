@@ -2,7 +2,7 @@
 //! is closed again.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Once};
 
 use libbpf_rs::btf::{Btf, types};
@@ -45,6 +45,37 @@ pub(super) struct PlainMaps {
     pub heartbeats: MapHandle,
     pub counters: MapHandle,
     pub used: MapHandle,
+    pub capture_settings: MapHandle,
+    pub captured: MapHandle,
+    pub capture_scratch: MapHandle,
+    pub capture_lost: Arc<MapHandle>,
+    pub capture_events: Arc<MapHandle>,
+}
+
+/// A program that is attached to interfaces, and the stages of a capture in front of it.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub program: OwnedFd,
+    pub stages: MapHandle,
+}
+
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+}
+
+/// Which of the programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// XDP, native.
+    Native,
+    /// XDP, native, on a veth.
+    Veth,
+    /// XDP, generic.
+    Generic,
+    /// tc.
+    Repeat,
 }
 
 /// Sends libbpf's messages to our log instead of standard error.
@@ -71,11 +102,12 @@ fn refused(program: &'static str) -> impl Fn(libbpf_rs::Error) -> BpfError {
 }
 
 /// Loads the native program and makes its maps.
-pub(super) fn native() -> Result<(OwnedFd, MirroredMaps, PlainMaps), BpfError> {
+pub(super) fn native() -> Result<(Program, MirroredMaps, PlainMaps), BpfError> {
     log_libbpf();
     let refused = refused("podlane_steer");
     let mut storage = MaybeUninit::uninit();
-    let open = steer::SteerSkelBuilder::default().open(&mut storage).map_err(&refused)?;
+    let mut open = steer::SteerSkelBuilder::default().open(&mut storage).map_err(&refused)?;
+    open.progs.podlane_steer_rec.set_autoload(false);
     let loaded = open.load().map_err(&refused)?;
     let program = loaded.progs.podlane_steer.as_fd().try_clone_to_owned();
     let program = program.map_err(|error| refused(libbpf_rs::Error::from(error)))?;
@@ -103,25 +135,34 @@ pub(super) fn native() -> Result<(OwnedFd, MirroredMaps, PlainMaps), BpfError> {
         heartbeats: handle(&maps.heartbeats)?,
         counters: handle(&maps.counters)?,
         used: handle(&maps.used)?,
+        capture_settings: handle(&maps.capture_settings)?,
+        captured: handle(&maps.captured)?,
+        capture_scratch: handle(&maps.capture_scratch)?,
+        capture_lost: shared(&maps.capture_lost)?,
+        capture_events: shared(&maps.capture_events)?,
     };
     check_sizes(&plain.sockets, 4, 4)?;
     check_sizes(&plain.owners, 4, 4)?;
     check_sizes(&plain.heartbeats, 4, HEARTBEAT_STRIDE)?;
     check_sizes(&plain.counters, 4, layout::COUNTERS_BYTES)?;
     check_sizes(&plain.used, 4, 8)?;
-    Ok((program, mirrored, plain))
+    check_sizes(&plain.capture_settings, 4, layout::CAPTURE_SETTINGS_BYTES)?;
+    let stages = handle(&maps.stages)?;
+    Ok((Program { program, stages }, mirrored, plain))
 }
 
-/// Loads a program over the maps of the native one: its skeleton's builder, its name, those maps, and which of the plain
-/// maps it uses besides the counters.
+/// Loads one program of an object over the maps of the native one: the object's builder, its other programs, those maps,
+/// which of the plain maps it uses besides those that all use, and the stages of its object if they are there already.
 macro_rules! load_over {
-    ($builder:ty, $program:ident, $mirrored:expr, $plain:expr, [$($own:ident),*]) => {{
+    ($builder:ty, $program:ident, not [$($other:ident),*], $mirrored:expr, $plain:expr, [$($own:ident),*], $stages:expr) => {{
         let refused = refused(stringify!($program));
         let mut storage = MaybeUninit::uninit();
         let mut open = <$builder>::default().open(&mut storage).map_err(&refused)?;
+        $(open.progs.$other.set_autoload(false);)*
         let maps = &mut open.maps;
         let mirrored: &MirroredMaps = $mirrored;
         let plain: &PlainMaps = $plain;
+        let stages: Option<&MapHandle> = $stages;
         let shared = [
             (&mut maps.generations, mirrored.generations.as_fd()),
             (&mut maps.near_interfaces, mirrored.near_interfaces.as_fd()),
@@ -137,30 +178,42 @@ macro_rules! load_over {
             (&mut maps.fib6, mirrored.fib6.as_fd()),
             (&mut maps.nodes, mirrored.nodes.as_fd()),
             (&mut maps.counters, plain.counters.as_fd()),
+            (&mut maps.capture_settings, plain.capture_settings.as_fd()),
+            (&mut maps.captured, plain.captured.as_fd()),
+            (&mut maps.capture_scratch, plain.capture_scratch.as_fd()),
+            (&mut maps.capture_lost, plain.capture_lost.as_fd()),
+            (&mut maps.capture_events, plain.capture_events.as_fd()),
             $((&mut maps.$own, plain.$own.as_fd()),)*
         ];
         for (map, handle) in shared {
             map.reuse_fd(handle).map_err(&refused)?;
         }
+        if let Some(stages) = stages {
+            maps.stages.reuse_fd(stages.as_fd()).map_err(&refused)?;
+        }
         let loaded = open.load().map_err(&refused)?;
         let program = loaded.progs.$program.as_fd().try_clone_to_owned();
-        program.map_err(|error| refused(libbpf_rs::Error::from(error)))
+        let program = program.map_err(|error| refused(libbpf_rs::Error::from(error)))?;
+        let stages = MapHandle::try_from(&loaded.maps.stages).map_err(&refused)?;
+        Ok(Program { program, stages })
     }};
 }
 
 /// Loads the program for generic mode.
-pub(super) fn generic(mirrored: &Mirrored, plain: &PlainMaps) -> Result<OwnedFd, BpfError> {
+pub(super) fn generic(mirrored: &Mirrored, plain: &PlainMaps) -> Result<Program, BpfError> {
     load_over!(
         steer_generic::SteerGenericSkelBuilder,
         podlane_steer_generic,
+        not[podlane_steer_generic_rec],
         &mirrored.maps,
         plain,
-        [sockets, owners, heartbeats]
+        [sockets, owners, heartbeats],
+        None
     )
 }
 
 /// Loads the program for veths in native mode; `None` if this kernel's veth does not let it see VLAN tags.
-pub(super) fn veth(mirrored: &Mirrored, plain: &PlainMaps) -> Option<OwnedFd> {
+pub(super) fn veth(mirrored: &Mirrored, plain: &PlainMaps) -> Option<Program> {
     if !veth_keeps_skb() {
         return None;
     }
@@ -168,17 +221,100 @@ pub(super) fn veth(mirrored: &Mirrored, plain: &PlainMaps) -> Option<OwnedFd> {
         load_over!(
             steer_veth::SteerVethSkelBuilder,
             podlane_steer_veth,
+            not[podlane_steer_veth_rec],
             &mirrored.maps,
             plain,
-            [sockets, owners, heartbeats]
+            [sockets, owners, heartbeats],
+            None
         )
     };
-    load().inspect_err(|error| tracing::debug!("{error}")).ok()
+    load().inspect_err(|error: &BpfError| tracing::debug!("{error}")).ok()
 }
 
 /// Loads the tc program.
-pub(super) fn repeat(mirrored: &Mirrored, plain: &PlainMaps) -> Result<OwnedFd, BpfError> {
-    load_over!(repeat::RepeatSkelBuilder, podlane_repeat, &mirrored.maps, plain, [used])
+pub(super) fn repeat(mirrored: &Mirrored, plain: &PlainMaps) -> Result<Program, BpfError> {
+    load_over!(
+        repeat::RepeatSkelBuilder,
+        podlane_repeat,
+        not [podlane_repeat_rec, podlane_repeat_sent],
+        &mirrored.maps,
+        plain,
+        [used],
+        None
+    )
+}
+
+/// Loads what records of the same object as `attached`: the program that decides and records, and for tc the one that
+/// records what is sent.
+pub(super) fn recording(
+    kind: Kind,
+    attached: &Program,
+    mirrored: &Mirrored,
+    plain: &PlainMaps,
+) -> Result<Vec<OwnedFd>, BpfError> {
+    let (maps, stages) = (&mirrored.maps, Some(&attached.stages));
+    let load_native = || -> Result<Program, BpfError> {
+        load_over!(
+            steer::SteerSkelBuilder,
+            podlane_steer_rec,
+            not[podlane_steer],
+            maps,
+            plain,
+            [sockets, owners, heartbeats],
+            stages
+        )
+    };
+    let load_veth = || -> Result<Program, BpfError> {
+        load_over!(
+            steer_veth::SteerVethSkelBuilder,
+            podlane_steer_veth_rec,
+            not[podlane_steer_veth],
+            maps,
+            plain,
+            [sockets, owners, heartbeats],
+            stages
+        )
+    };
+    let load_generic = || -> Result<Program, BpfError> {
+        load_over!(
+            steer_generic::SteerGenericSkelBuilder,
+            podlane_steer_generic_rec,
+            not[podlane_steer_generic],
+            maps,
+            plain,
+            [sockets, owners, heartbeats],
+            stages
+        )
+    };
+    let load_repeat = || -> Result<Program, BpfError> {
+        load_over!(
+            repeat::RepeatSkelBuilder,
+            podlane_repeat_rec,
+            not [podlane_repeat, podlane_repeat_sent],
+            maps,
+            plain,
+            [used],
+            stages
+        )
+    };
+    let load_sent = || -> Result<Program, BpfError> {
+        load_over!(
+            repeat::RepeatSkelBuilder,
+            podlane_repeat_sent,
+            not [podlane_repeat, podlane_repeat_rec],
+            maps,
+            plain,
+            [used],
+            stages
+        )
+    };
+    let loaded = match kind {
+        Kind::Native => vec![load_native()?],
+        Kind::Veth => vec![load_veth()?],
+        Kind::Generic => vec![load_generic()?],
+        Kind::Repeat => vec![load_repeat()?, load_sent()?],
+    };
+    Ok(loaded.into_iter().map(|loaded| loaded.program).collect())
 }
 
 /// Whether a veth keeps the socket buffer behind its `xdp_buff`. That came with the XDP metadata of Linux 6.3, whose

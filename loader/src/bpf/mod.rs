@@ -5,7 +5,9 @@
 //! the kernel's way. The programs themselves are in `bpf/`.
 
 mod attach;
+mod capture;
 mod error;
+mod filter;
 mod generation;
 mod layout;
 mod load;
@@ -22,6 +24,7 @@ use podlane_dataplane::table::Tables;
 use podlane_dataplane::{PortId, limits};
 
 pub use attach::XdpMode;
+pub use capture::{Place, ProgramRecord, RECORD_BYTES, Records};
 pub use error::{AttachError, BpfError};
 pub use layout::{HEARTBEAT_BYTES, HEARTBEAT_STRIDE, PortCounters};
 pub use repeat::TcKind;
@@ -31,13 +34,13 @@ pub use sys::{TestRun, libbpf_version};
 /// The loaded XDP programs.
 #[derive(Debug)]
 pub struct Steering {
-    native: OwnedFd,
+    native: load::Program,
     /// For native mode on a veth; `None` where the kernel is too old for it and the plain one must do.
-    veth: Option<OwnedFd>,
+    veth: Option<load::Program>,
     /// Loaded when the first port asks for generic mode; an older kernel refuses it.
-    generic: Option<OwnedFd>,
+    generic: Option<load::Program>,
     /// The tc program, loaded when the first port takes the kernel path.
-    repeat: Option<OwnedFd>,
+    repeat: Option<load::Program>,
     tc_kind: TcKind,
     mirrored: sync::Mirrored,
     plain: load::PlainMaps,
@@ -46,6 +49,7 @@ pub struct Steering {
     /// The same of the tc program.
     tc_links: HashMap<u32, repeat::TcLink>,
     used: SharedWords,
+    capture: capture::Capture,
 }
 
 impl Steering {
@@ -70,6 +74,7 @@ impl Steering {
             links: HashMap::new(),
             tc_links: HashMap::new(),
             used,
+            capture: capture::Capture::default(),
         })
     }
 

@@ -97,13 +97,14 @@ impl Steering {
         self.tc_kind = kind;
     }
 
-    pub(super) fn repeat_program(&mut self, name: &str) -> Result<&OwnedFd, AttachError> {
-        let program = match self.repeat.take() {
-            Some(program) => program,
-            None => load::repeat(&self.mirrored, &self.plain)
-                .map_err(|source| AttachError::NoKernelPath { name: name.to_owned(), source: Box::new(source) })?,
-        };
-        Ok(self.repeat.insert(program))
+    pub(super) fn repeat_program(&mut self, name: &str) -> Result<&load::Program, AttachError> {
+        if self.repeat.is_none() {
+            let loaded = load::repeat(&self.mirrored, &self.plain);
+            let failed = |source| AttachError::NoKernelPath { name: name.to_owned(), source: Box::new(source) };
+            self.repeat = Some(loaded.map_err(failed)?);
+            self.capture_there_as_well(load::Kind::Repeat);
+        }
+        self.repeat.as_ref().ok_or_else(|| AttachError::Gone { name: name.to_owned() })
     }
 }
 

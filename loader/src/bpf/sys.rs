@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use libbpf_rs::libbpf_sys;
 
 use super::XdpMode;
+use super::filter::{Hook, Instruction};
 
 /// The version of libbpf, major and minor.
 pub fn libbpf_version() -> (u32, u32) {
@@ -70,6 +71,40 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) {
     if result < 0 {
         tracing::debug!(error = %io::Error::from_raw_os_error(-result), "detaching a program");
     }
+}
+
+/// Loads a program that was made at run time.
+///
+/// # Errors
+/// The kernel's, with the verifier's last words.
+pub(super) fn load_program(hook: Hook, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    let (kind, attach, flags) = match hook {
+        Hook::Xdp => (libbpf_sys::BPF_PROG_TYPE_XDP, libbpf_sys::BPF_XDP, libbpf_sys::BPF_F_XDP_HAS_FRAGS),
+        Hook::Tc => (libbpf_sys::BPF_PROG_TYPE_SCHED_CLS, 0, 0),
+    };
+    let mut options = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as _,
+        expected_attach_type: attach,
+        prog_flags: flags,
+        ..Default::default()
+    };
+    // SAFETY: the strings end with a zero, `instructions` are as many `struct bpf_insn` as is said, and `options` is a valid
+    // structure of the size that it names.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            kind,
+            c"podlane_filter".as_ptr(),
+            c"Dual BSD/GPL".as_ptr(),
+            instructions.as_ptr().cast(),
+            instructions.len() as _,
+            &mut options,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Makes a clsact qdisc on interface `ifindex`. Says whether it is new.

@@ -167,6 +167,14 @@ fn silent(instance: &str, pid: Option<i32>, patience: Duration) -> AskError {
     AskError::Silent { instance: instance.to_owned(), process, patience }
 }
 
+/// Connects to an instance, for what is more than a question and its answer. The stream is non-blocking.
+///
+/// # Errors
+/// [`AskError`].
+pub fn open(instance: &str, path: &Path, patience: Duration) -> Result<UnixStream, AskError> {
+    connect(instance, path, Instant::now() + patience, patience)
+}
+
 /// Connects, waiting while the listener's queue is full.
 fn connect(instance: &str, path: &Path, deadline: Instant, patience: Duration) -> Result<UnixStream, AskError> {
     loop {

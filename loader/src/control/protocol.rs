@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
 
+use crate::capture;
 use crate::status::Status;
 use crate::tables::Table;
 use crate::trace::{Question, Trace};
@@ -35,6 +36,9 @@ pub enum Request {
     Log,
     /// The configuration in force.
     Config,
+    /// Tell packets as they come: `{"request":"capture"}` and the members of [`capture::Question`]. The answer is a line, and
+    /// then [`capture::wire`], until the client closes its side.
+    Capture(capture::Question),
 }
 
 /// The path that a port takes.
@@ -64,7 +68,8 @@ pub enum BadRequest {
 
 impl Request {
     /// All names, for messages.
-    const NAMES: &'static str = "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\" and \"config\"";
+    const NAMES: &'static str =
+        "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \"config\" and \"capture\"";
 
     /// The name on the wire.
     pub const fn name(&self) -> &'static str {
@@ -76,6 +81,7 @@ impl Request {
             Request::Tables { .. } => "tables",
             Request::Log => "log",
             Request::Config => "config",
+            Request::Capture(_) => "capture",
         }
     }
 
@@ -90,6 +96,7 @@ impl Request {
             Some("tables") => Self::parse_tables(&value),
             Some("log") => Ok(Request::Log),
             Some("config") => Ok(Request::Config),
+            Some("capture") => serde_json::from_value(value).map(Request::Capture).map_err(|_| BadRequest::Malformed),
             Some(other) => Err(BadRequest::Unknown(other.to_owned())),
             None => Err(BadRequest::Malformed),
         }
@@ -110,15 +117,17 @@ impl Request {
         Ok(Request::Tables { table, offset: usize::try_from(offset).map_err(|_| BadRequest::Malformed)? })
     }
 
+    fn with_name(&self, mut line: Value) -> Value {
+        line["request"] = json!(self.name());
+        line
+    }
+
     /// The line that asks, with its end.
     pub fn line(&self) -> String {
         let line = match self {
             Request::Path { path, ports } => json!({ "request": self.name(), "path": path, "ports": ports }),
-            Request::Trace(question) => {
-                let mut line = json!(question);
-                line["request"] = json!(self.name());
-                line
-            }
+            Request::Trace(question) => self.with_name(json!(question)),
+            Request::Capture(question) => self.with_name(json!(question)),
             Request::Tables { table, offset } => {
                 json!({ "request": self.name(), "table": table.word(), "offset": offset })
             }

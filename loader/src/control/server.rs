@@ -16,9 +16,10 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::protocol::{BadRequest, Request, Response};
 use super::socket;
+use crate::capture;
 
 /// Bytes of the longest request, without the end of its line.
-pub const MAX_REQUEST: usize = 4096;
+pub const MAX_REQUEST: usize = 32_768;
 /// Clients at one time; others wait until one has gone.
 pub const MAX_CLIENTS: usize = 16;
 /// How long a client may take to ask.
@@ -77,6 +78,8 @@ pub struct Control {
     /// Whether the epoll set holds the listener; it does not while no further client can be accepted.
     listening: bool,
     paused_until: Option<Instant>,
+    /// Clients that asked for a capture, which is not answered here.
+    captures: Vec<(capture::Question, UnixStream)>,
 }
 
 #[derive(Debug)]
@@ -128,6 +131,7 @@ impl Control {
             next_client: LISTENER + 1,
             listening: false,
             paused_until: None,
+            captures: Vec::new(),
         };
         control.listen(true).map_err(in_socket)?;
         Ok(control)
@@ -178,6 +182,11 @@ impl Control {
         self.end_slow(Instant::now());
     }
 
+    /// Takes a client over that asks for a capture; whoever does answers it.
+    pub fn take_capture(&mut self) -> Option<(capture::Question, UnixStream)> {
+        self.captures.pop()
+    }
+
     fn accept(&mut self, handler: &mut impl FnMut(Request) -> Response) {
         while self.clients.len() < MAX_CLIENTS {
             match self.accept_one() {
@@ -212,6 +221,7 @@ impl Control {
     fn advance(&mut self, number: u64, handler: &mut impl FnMut(Request) -> Response) {
         let Some(client) = self.clients.get_mut(&number) else { return };
         let next = match client.go_on() {
+            Next::Answer(Ok(Request::Capture(question))) => return self.hand_over(number, question),
             Next::Answer(request) => {
                 let response = request.map_or_else(|bad| Response::Error(bad.to_string()), handler);
                 client.state = State::Answering { answer: response.line(), written: 0 };
@@ -228,6 +238,14 @@ impl Control {
         };
         if close {
             self.clients.remove(&number);
+        }
+    }
+
+    fn hand_over(&mut self, number: u64, question: capture::Question) {
+        let Some(client) = self.clients.remove(&number) else { return };
+        // It would stay in the set for as long as the stream is open.
+        if self.epoll.delete(&client.stream).is_ok() {
+            self.captures.push((question, client.stream));
         }
     }
 

@@ -18,10 +18,10 @@ use crate::net;
 use crate::world::{INGRESS, INTERFACES, Outcome, Repeated, UPLINK, World, port};
 
 /// SplitMix64.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -30,15 +30,15 @@ impl Random {
     }
 
     /// Below `limit`.
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    fn one_in(&mut self, odds: u64) -> bool {
+    pub fn one_in(&mut self, odds: u64) -> bool {
         self.below(odds) == 0
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 }
@@ -103,6 +103,7 @@ fn random_tables(random: &mut Random, ifindexes: [u32; 4]) -> Tables {
         adjacencies: Arc::new(adjacencies),
         cluster: Arc::new(Cluster::new(cluster4, cluster6).unwrap()),
         routing: Routing { ipv4_off: off(random), ipv6_off: off(random), bridge_off: off(random) },
+        tap: None,
         ..Tables::default()
     }
 }

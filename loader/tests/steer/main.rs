@@ -4,6 +4,7 @@
 //! Each test runs in network namespaces of its own. Without root the tests cannot run; each says so on standard error.
 
 mod attaching;
+mod capturing;
 mod differential;
 mod frames;
 mod live;
