@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use podlane_tests::bed::Bed;
 use podlane_tests::command;
+use podlane_tests::daemon::binary;
 use podlane_tests::testbed::Family;
 use serde_json::Value;
 
@@ -158,6 +159,14 @@ pub fn alive(bed: &mut Bed) -> Result<()> {
     report.has("kernel/ethtool/eth0.txt", "driver: veth")?;
     report.has("kernel/switches.txt", "net/ipv4/conf/cbr0/rp_filter = ")?;
     ensure!(!report.states.contains_key("kernel/nft-rules.txt"), "rules are copied without being asked for");
+
+    // Asked from outside of the node, it says that the network is not the daemon's.
+    let archive = std::env::temp_dir().join(format!("bugreport-{instance}.tar.gz"));
+    let mut outside = Command::new(binary()?);
+    outside.args(["bugreport", "--instance", &instance, "-o"]).arg(&archive);
+    let said = command::run(&mut outside, REPORT);
+    let _ = fs::remove_file(&archive);
+    ensure!(said?.contains("The daemon is in ANOTHER network namespace"), "another network is taken for the daemon's");
     Ok(())
 }
 

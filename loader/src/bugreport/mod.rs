@@ -108,6 +108,11 @@ fn collect(wish: &Wish, load: Load<'_>, name: &str, out: impl Write) -> io::Resu
     let daemon = Daemon::find(&wish.instance);
     let programs = Programs::new(source::PATIENCE_FOR_ALL);
     let mut notes = vec![daemon.sentence()];
+    if daemon.pid().is_some_and(node::is_elsewhere) {
+        notes.push(
+            "The daemon is in ANOTHER network namespace: what the kernel tells here is of another network.".to_owned(),
+        );
+    }
     if !nix::unistd::geteuid().is_root() {
         notes.push("It was not collected as root: what only root may see is missing. Run it as root.".to_owned());
     }

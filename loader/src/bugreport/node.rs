@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libbpf_rs::query::{LinkInfoIter, LinkTypeInfo, MapInfoIter, ProgInfoIter};
 use serde_json::{Value, json};
@@ -207,8 +207,7 @@ pub fn process(pid: i32) -> Result<Content, String> {
     let words: Vec<_> = words.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
     let _ = writeln!(text, "command line: {}", words.join(" ").trim());
     for name in ["net", "mnt"] {
-        let of = |process: &Path| std::fs::read_link(process.join("ns").join(name)).unwrap_or_default();
-        let (its, ours) = (of(&process), of(Path::new("/proc/self")));
+        let (its, ours) = namespaces(pid, name);
         let same = if its == ours { "the same as" } else { "ANOTHER than" };
         let _ = writeln!(text, "{name} namespace: {}, {same} that of this report", its.display());
     }
@@ -217,6 +216,18 @@ pub fn process(pid: i32) -> Result<Content, String> {
         writeln!(text, "open descriptors: {}", descriptors.map_or_else(|_| "?".to_owned(), |count| count.to_string()));
     content.bytes.extend_from_slice(text.as_bytes());
     Ok(content)
+}
+
+/// The namespaces of this kind of a process and of this one.
+fn namespaces(pid: i32, kind: &str) -> (PathBuf, PathBuf) {
+    let of = |process: &str| Path::new("/proc").join(process).join("ns").join(kind).read_link().unwrap_or_default();
+    (of(&pid.to_string()), of("self"))
+}
+
+/// Whether a process is in another network namespace, as far as that can be seen.
+pub fn is_elsewhere(pid: i32) -> bool {
+    let (its, ours) = namespaces(pid, "net");
+    its != ours && !its.as_os_str().is_empty()
 }
 
 /// Numbers of the programs, maps and links that a process holds open.

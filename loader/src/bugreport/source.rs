@@ -2,10 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::archive::{Content, MAX_PART};
 
@@ -76,6 +80,7 @@ pub(super) fn program(words: &[&str], patience: Duration) -> Result<Content, Str
         .env_clear()
         .envs([("PATH", PROGRAMS), ("LC_ALL", "C"), ("SYSTEMD_PAGER", ""), ("SYSTEMD_COLORS", "0")])
         .current_dir("/")
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -114,7 +119,8 @@ fn wait(child: &mut Child, patience: Duration) -> Result<std::process::ExitStatu
             Ok(Some(status)) => return Ok(status),
             Ok(None) if Instant::now() < deadline => std::thread::sleep(TICK),
             result => {
-                let _ = child.kill();
+                // The whole group: whoever else holds the pipes would be waited for otherwise.
+                let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
                 let _ = child.wait();
                 return Err(match result {
                     Err(error) => format!("cannot be waited for: {error}"),
