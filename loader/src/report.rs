@@ -50,7 +50,7 @@ fn follow_packet(daemon: &Daemon, question: &trace::Question) -> Result<trace::T
     let named: Vec<_> =
         daemon.ports.open().map(|port| (port.link.name.clone(), daemon.pod_name(port))).collect();
     let question = question.by_interfaces(&named).map_err(|error| error.to_string())?;
-    let trace = trace::trace(&question, &daemon.tables(), &names(daemon)).map_err(|error| error.to_string())?;
+    let trace = trace::trace(&question, &daemon.tables(), &names(daemon), daemon.mirror.world()).map_err(|error| error.to_string())?;
     Ok(trace)
 }
 

@@ -17,6 +17,7 @@ mod ping;
 mod pods;
 mod routes;
 mod trace;
+mod walk;
 
 use anyhow::Result;
 use podlane_tests::bed::{Bed, Counters, DataPath, Least};
@@ -145,6 +146,11 @@ pub fn groups() -> Vec<Group> {
                 Shape { name: "big_tcp", big_tcp: Some(196_608), ..PLAIN },
                 vec![families("super_frames", large::super_frames), once("super_frames_go", large::super_frames_go)],
             )
+        },
+        Group {
+            topologies: &[Topology::Direct],
+            paths: PODLANE,
+            ..group(Shape { name: "faults", ..PLAIN }, vec![once("troubleshooting", walk::troubleshooting)])
         },
         Group {
             shape: Shape { name: "bad_input", daemons: false, ..PLAIN },

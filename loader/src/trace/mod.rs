@@ -6,6 +6,7 @@
 //! for its own and to send everything else to the node, as the usual plugins set it up.
 
 mod ends;
+mod kernel;
 mod render;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use podlane_dataplane::{MacAddr, PortId};
 use serde::{Deserialize, Serialize};
 
 use crate::explain;
+use crate::mirror::World;
 use crate::names::{self, AmbiguousName, PodName};
 use ends::{Ends, FirstHop};
 
@@ -210,14 +212,14 @@ pub fn unresolved(question: &Question, tables: &Tables) -> Vec<IpAddr> {
     ends.filter(|address| ends::is_unresolved(*address, tables)).collect()
 }
 
-/// Answers a question from the tables.
+/// Answers a question from the tables. What is left to the kernel is told from `world`, the kernel's own.
 ///
 /// # Errors
 /// [`TraceError`]: the question names nobody, or a packet that cannot be.
-pub fn trace(question: &Question, tables: &Tables, names: &Names) -> Result<Trace, TraceError> {
+pub fn trace(question: &Question, tables: &Tables, names: &Names, world: &World) -> Result<Trace, TraceError> {
     let ends = ends::find(question, tables, names)?;
     let frame = build(question, &ends)?;
-    let mut way = Way { tables, names, ends: &ends, steps: Vec::new() };
+    let mut way = Way { tables, names, world, ends: &ends, bytes: question.bytes, steps: Vec::new() };
     let verdict = way.follow(&frame);
     let Way { steps, .. } = way;
     let (handled_by, egress, reason) = match verdict {
@@ -276,7 +278,9 @@ fn build(question: &Question, ends: &Ends) -> Result<Vec<u8>, TraceError> {
 struct Way<'a> {
     tables: &'a Tables,
     names: &'a Names,
+    world: &'a World,
     ends: &'a Ends,
+    bytes: u32,
     steps: Vec<Step>,
 }
 
@@ -310,7 +314,12 @@ impl Way<'_> {
         let verdict = decide(&headers, self.ends.ingress, self.tables);
         match verdict {
             Verdict::Forward { port, rewrite, .. } => self.forwarded(from, port, rewrite),
-            Verdict::Kernel(reason) => return self.kernel(reason),
+            Verdict::Kernel(reason) => {
+                if let FirstHop::Node(_) = self.ends.first_hop {
+                    self.steps.extend(kernel::steps(self.world, self.ends.to, self.bytes, reason));
+                }
+                return self.kernel(reason);
+            }
         }
         verdict
     }

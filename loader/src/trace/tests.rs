@@ -97,7 +97,7 @@ fn question(from: &str, to: &str) -> Question {
 }
 
 fn ask(question: &Question) -> Trace {
-    trace(question, &tables(), &names()).unwrap()
+    trace(question, &tables(), &names(), &World::default()).unwrap()
 }
 
 fn places(trace: &Trace) -> Vec<&str> {
@@ -157,7 +157,7 @@ fn what_the_kernel_handles_is_told_with_its_reason() {
 
 #[test]
 fn a_question_about_nobody_is_answered_with_a_sentence() {
-    let error = |from: &str, to: &str| trace(&question(from, to), &tables(), &names()).unwrap_err();
+    let error = |from: &str, to: &str| trace(&question(from, to), &tables(), &names(), &World::default()).unwrap_err();
     assert_eq!(error("veth9", "10.244.1.3"), TraceError::Unknown("veth9".into()));
     assert_eq!(error("eth0", "10.244.1.3"), TraceError::Uplink("eth0".into()));
     assert_eq!(error("10.244.1.2", "fd00::1").to_string(), "10.244.1.2 and fd00::1 are of different families");
@@ -165,10 +165,10 @@ fn a_question_about_nobody_is_answered_with_a_sentence() {
     assert!(matches!(error("10.244.1.1", "veth-pod1"), TraceError::Node(_)));
     assert!(matches!(error("10.9.9.9", "veth-pod1"), TraceError::Elsewhere(_)));
     let short = Question { bytes: 20, protocol: Protocol::Tcp, ..question("veth-pod1", "veth-pod2") };
-    assert_eq!(trace(&short, &tables(), &names()), Err(TraceError::TooShort(40)));
+    assert_eq!(trace(&short, &tables(), &names(), &World::default()), Err(TraceError::TooShort(40)));
     let mut empty = tables();
     empty.hosts = Arc::default();
-    let nobody = trace(&question("veth-pod1", "10.244.1.3"), &empty, &names()).unwrap_err();
+    let nobody = trace(&question("veth-pod1", "10.244.1.3"), &empty, &names(), &World::default()).unwrap_err();
     assert_eq!(nobody, TraceError::Nobody { name: "veth-pod1".into(), family: "IPv4" });
 }
 
