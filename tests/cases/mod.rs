@@ -11,6 +11,7 @@ mod large;
 mod layer2;
 mod lifecycle;
 mod metrics;
+mod names;
 mod node;
 mod outside;
 mod ping;
@@ -211,6 +212,8 @@ fn plain_cases() -> Vec<Case> {
         podlane_families("trace_live", capture::live),
         podlane_once("capture_killed", capture::killed),
         podlane_once("capture_limits", capture::limits),
+        podlane_once("pods_by_name", names::pods_by_name),
+        podlane_once("status_schema", names::status_schema),
         podlane_once("idle", lifecycle::idle),
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),
