@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
@@ -15,7 +16,11 @@ use crate::check;
 use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, PathChoice, Settings};
 use crate::control;
 use crate::explain;
+use crate::printable;
+use crate::status;
+use crate::top::{self, TopError};
 use crate::trace::{self, Protocol, Question};
+use crate::watch;
 
 /// The command was carried out.
 pub const DONE: u8 = 0;
@@ -44,6 +49,11 @@ enum Command {
     Run(NodeOptions),
     /// Show ports, workers, tables and every frame's whereabouts of a running daemon
     Status(StatusOptions),
+    /// Watch ports, workers and drops of a running daemon in packets and bits a second
+    ///
+    /// Keys sort, filter and change what is shown; `h` lists them. Where there is no terminal to draw on, it prints text, as with
+    /// --batch.
+    Top(TopOptions),
     /// Change the path of all ports of a running daemon, or of some, without losing a packet
     ///
     /// Holds until the daemon ends; the configuration says what holds from the start.
@@ -70,6 +80,55 @@ struct StatusOptions {
     /// Print JSON for programs (docs/status.md describes it) instead of tables
     #[arg(long)]
     json: bool,
+    /// Print the JSON Schema of what --json prints (docs/status.schema.json); no daemon is asked
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    schema: bool,
+    /// Show it again every so many seconds, 0.1 to 3600, until interrupted [default without a number: 2]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        value_parser = seconds,
+        allow_negative_numbers = true
+    )]
+    watch: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+struct TopOptions {
+    /// Name of the daemon to ask
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Seconds between two samples, 0.1 to 3600
+    #[arg(
+        short = 'd',
+        long,
+        value_name = "SECONDS",
+        default_value_t = top::app::DEFAULT_INTERVAL,
+        value_parser = seconds,
+        allow_negative_numbers = true
+    )]
+    interval: f64,
+    /// Print text instead of drawing: so many samples [default without a number: no end]
+    #[arg(short = 'b', long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
+    batch: Option<u64>,
+    /// Print one sample as text, the same as --batch 1
+    #[arg(long, conflicts_with = "batch")]
+    once: bool,
+    /// Show only pods, interfaces and reasons with these letters
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    filter: String,
+    /// Use no colours; so does a NO_COLOR in the environment
+    #[arg(long)]
+    no_color: bool,
+}
+
+/// A time between two samples.
+fn seconds(text: &str) -> Result<f64, String> {
+    let (least, most) = (top::app::MIN_INTERVAL, top::app::MAX_INTERVAL);
+    let number = text.parse::<f64>().map_err(|_| "not a number of seconds".to_owned())?;
+    if (least..=most).contains(&number) { Ok(number) } else { Err(format!("allowed are {least} to {most} seconds")) }
 }
 
 #[derive(Debug, Args)]
@@ -188,6 +247,9 @@ struct NodeOptions {
     /// Where metrics are told over HTTP, such as 127.0.0.1:9477, or off [default: 127.0.0.1:9477]
     #[arg(long, value_name = "ADDRESS")]
     metrics_address: Option<String>,
+    /// Where the container runtime keeps its CNI results, which tell pods' names, or off [default: /var/lib/cni/results]
+    #[arg(long, value_name = "DIR")]
+    cni_cache: Option<String>,
     /// Member of the bridge that is left to the kernel; may be repeated
     #[arg(long, value_name = "IFACE", value_delimiter = ',')]
     skip: Vec<String>,
@@ -221,6 +283,7 @@ impl NodeOptions {
             big_tcp: one(self.big_tcp, "--big-tcp"),
             local_mtu: one(self.local_mtu, "--local-mtu"),
             metrics_address: one(self.metrics_address, "--metrics-address"),
+            cni_cache: one(self.cni_cache, "--cni-cache"),
             skip: list(self.skip, "--skip"),
             log: one(self.log, "--log"),
         }
@@ -253,6 +316,7 @@ pub fn execute<E: Display>(
     match command {
         Command::Run(options) => run_daemon(options, err, run),
         Command::Status(options) => show_status(&options, out, err),
+        Command::Top(options) => show_top(options, out, err),
         Command::Path(options) => change_path(options, out, err),
         Command::Trace(options) => show_trace(options, out, err),
         Command::Explain(options) => show_explanation(options, out, err),
@@ -312,15 +376,55 @@ fn instance_of(name: &str, err: &mut impl Write) -> Result<InstanceName, u8> {
 }
 
 fn show_status(options: &StatusOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    if options.schema {
+        return print(&status::schema::text(), out, err);
+    }
     let instance = match instance_of(&options.instance, err) {
         Ok(instance) => instance,
         Err(code) => return code,
     };
-    match control::ask_status(instance.as_str(), control::PATIENCE) {
-        Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
-        Ok((_, status)) => print(&status.render(), out, err),
-        Err(error) => complain(err, FAILED, error),
+    let ask = || -> Result<String, control::AskError> {
+        let (answer, status) = control::ask_status(instance.as_str(), control::PATIENCE)?;
+        Ok(if options.json { format!("{}\n", printable::json(&answer)) } else { status.render() })
+    };
+    match (options.watch, ask()) {
+        (None, Ok(text)) => print(&text, out, err),
+        (Some(seconds), Ok(first)) => {
+            let screen = !options.json && can_draw();
+            let pause = Duration::from_secs_f64(seconds);
+            match watch::watch(first, pause, watch::Style { screen, json: options.json }, out, ask) {
+                Ok(()) => DONE,
+                Err(error) => complain(err, FAILED, format_args!("writing the answer: {error}")),
+            }
+        }
+        (_, Err(error)) => complain(err, FAILED, error),
     }
+}
+
+/// Whether stdout is a terminal that can be drawn on.
+fn can_draw() -> bool {
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    io::stdout().is_terminal() && !is_dumb
+}
+
+fn show_top(options: TopOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let instance = match instance_of(&options.instance, err) {
+        Ok(instance) => instance,
+        Err(code) => return code,
+    };
+    let wish = top::Options {
+        instance: instance.to_string(),
+        interval: options.interval,
+        filter: options.filter,
+        is_coloured: wants_colours() && !options.no_color,
+    };
+    let result = match (options.once, options.batch) {
+        (true, _) => top::print(&wish, 1, out),
+        (false, Some(blocks)) => top::print(&wish, blocks, out),
+        (false, None) if can_draw() => top::run(&wish),
+        (false, None) => top::print(&wish, 0, out),
+    };
+    result.map_or_else(|error: TopError| complain(err, FAILED, error), |()| DONE)
 }
 
 fn change_path(options: PathOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
@@ -405,7 +509,7 @@ fn print(text: &str, out: &mut impl Write, err: &mut impl Write) -> u8 {
 }
 
 fn complain(err: &mut impl Write, code: u8, sentence: impl Display) -> u8 {
-    let _ = writeln!(err, "podlane: {sentence}");
+    let _ = writeln!(err, "podlane: {}", printable::lines(&sentence.to_string()));
     code
 }
 
@@ -443,6 +547,7 @@ mod tests {
             "--help",
             "run --help",
             "status --help",
+            "top --help",
             "path --help",
             "trace --help",
             "explain --help",
@@ -459,7 +564,7 @@ mod tests {
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
                     --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f \
-                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m";
+                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m --cni-cache n";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!(options.config, Some("f".into()));
@@ -483,6 +588,7 @@ mod tests {
             big_tcp: Some(one(4, "--big-tcp")),
             local_mtu: Some(one(5, "--local-mtu")),
             metrics_address: Some(text("m", "--metrics-address")),
+            cni_cache: Some(text("n", "--cni-cache")),
             skip: Some(vec![text("s", "--skip")]),
             log: Some(text("debug", "--log")),
         };
@@ -501,6 +607,11 @@ mod tests {
             ("trace a", "<TO>"),
             ("trace a b --protocol gre", "[possible values: icmp, tcp, udp]"),
             ("trace a b --size 65536", "65536 is not in"),
+            ("status --watch 0", "allowed are 0.1 to 3600 seconds"),
+            ("status --schema --json", "cannot be used with"),
+            ("top --interval never", "not a number of seconds"),
+            ("top --once --batch 3", "cannot be used with"),
+            ("top --instance A", "--instance: \"A\" is not an instance name"),
             ("status --instance A", "--instance: \"A\" is not an instance name"),
             ("run --config /dev/null", "no bridge is named"),
             ("run --config /dev/null --bridge b --uplink u --frames 5000", "--frames: 5000 is not a power of two"),

@@ -24,8 +24,9 @@ use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read_switches};
 use crate::large::{self, Large};
 use crate::metrics;
-use crate::mirror::{Changes, Mirror, NetlinkError};
-use crate::ports::{Candidate, PathPolicy, Ports, path_name};
+use crate::mirror::{Changes, Mirror, NetlinkError, World};
+use crate::names::{Interface, Names, PodName};
+use crate::ports::{Candidate, OpenPort, PathPolicy, Ports, path_name};
 use crate::report;
 use crate::trace::{self, Question};
 
@@ -116,6 +117,12 @@ fn host_port_names() -> HostPortNames<'static> {
     HostPortNames::default()
 }
 
+/// What names a pod's port; `None` for ports that are no pod's.
+fn interface<'a>(world: &'a World, port: &'a OpenPort) -> Option<Interface<'a>> {
+    let link = world.links.get(&port.link.ifindex).filter(|_| port.link.kind == PortKind::Pod)?;
+    Some(Interface { ifindex: link.ifindex, name: &link.name, alias: &link.alias })
+}
+
 /// From reading the kernel's messages to the tables that follow them being in force on both paths.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Followed {
@@ -159,6 +166,7 @@ pub struct Daemon {
     /// When FDB entries were last refreshed in the kernel, by activity index.
     refreshed_s: BTreeMap<u32, u32>,
     pub(crate) learned: u64,
+    names: Names,
     /// How long the last change of the kernel's tables, and the slowest, took to be in force.
     pub(crate) followed: Followed,
     control: Option<Control>,
@@ -234,6 +242,7 @@ impl Daemon {
             refreshed_s: BTreeMap::new(),
             learned: 0,
             followed: Followed::default(),
+            names: Names::start(config.cni_cache.clone()),
             control: Some(control),
             metrics: None,
             last_upkeep: now,
@@ -318,6 +327,9 @@ impl Daemon {
                 let Some(engine) = &mut self.engine else { return Ok(()) };
                 self.ports.finish(engine, &mut self.steering, &mut self.kernel);
             }
+        }
+        if moved {
+            self.names.refresh();
         }
         if changes.intersects(Changes::LINKS) {
             self.follow_bridge();
@@ -519,6 +531,7 @@ impl Daemon {
         if !changes.is_empty() {
             self.follow(changes)?;
         }
+        self.tell_names();
         self.catch_up();
         self.keep_entries_alive();
         Ok(())
@@ -557,6 +570,16 @@ impl Daemon {
                 tracing::debug!(%error, address = %key.address, "keeping a neighbour resolved");
             }
         }
+    }
+
+    /// The name of the pod behind a port.
+    pub(crate) fn pod_name(&self, port: &OpenPort) -> Option<PodName> {
+        self.names.of(interface(self.mirror.world(), port)?)
+    }
+
+    fn tell_names(&mut self) {
+        let world = self.mirror.world();
+        self.names.tell(self.ports.open().filter_map(|port| interface(world, port)));
     }
 
     fn answer(&mut self) {

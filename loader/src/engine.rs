@@ -350,6 +350,14 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Stuck`].
     pub fn audit(&self) -> Result<FrameCount, EngineError> {
+        Ok(sum(&self.audit_each()?))
+    }
+
+    /// Counts the frames by place, of each worker.
+    ///
+    /// # Errors
+    /// [`EngineError::Stuck`].
+    pub fn audit_each(&self) -> Result<Vec<FrameCount>, EngineError> {
         self.audit_within(AUDIT_ANSWER)
     }
 
@@ -361,14 +369,13 @@ impl Engine {
         self.audit_within(ANSWER).map(drop)
     }
 
-    fn audit_within(&self, timeout: Duration) -> Result<FrameCount, EngineError> {
-        let mut sum = FrameCount::default();
-        for index in 0..self.workers.len() {
+    fn audit_within(&self, timeout: Duration) -> Result<Vec<FrameCount>, EngineError> {
+        let audit = |index| {
             let (reply, answer) = channel::bounded(1);
             self.tell(index, Command::Audit { reply });
-            sum += receive(&answer, index, timeout)?;
-        }
-        Ok(sum)
+            receive(&answer, index, timeout)
+        };
+        (0..self.workers.len()).map(audit).collect()
     }
 
     /// Stops the workers and closes all sockets.
@@ -441,6 +448,14 @@ impl Engine {
     fn tell_all(&self, command: impl Fn(usize) -> Command<Socket>) {
         (0..self.workers.len()).for_each(|worker| self.tell(worker, command(worker)));
     }
+}
+
+/// The frames of all workers.
+pub fn sum(counts: &[FrameCount]) -> FrameCount {
+    counts.iter().fold(FrameCount::default(), |mut sum, count| {
+        sum += *count;
+        sum
+    })
 }
 
 fn receive<T>(answer: &channel::Receiver<T>, worker: usize, timeout: Duration) -> Result<T, EngineError> {

@@ -9,7 +9,7 @@ use podlane_dataplane::{PortId, limits};
 use crate::bpf::{TcKind, XdpMode};
 use crate::control::{Request, Response};
 use crate::daemon::Daemon;
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::mirror::world::PortState;
 use crate::ports::{OpenPort, path_name};
 use crate::status::{
@@ -26,12 +26,21 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
     match request {
         Request::Ping => Response::Pong { pid: std::process::id() },
         Request::Status => Response::Status(Box::new(status(daemon))),
-        Request::Trace(question) => match trace::trace(question, &daemon.tables(), &names(daemon)) {
+        Request::Trace(question) => match follow_packet(daemon, question) {
             Ok(trace) => Response::Trace(Box::new(trace)),
-            Err(error) => Response::Error(error.to_string()),
+            Err(sentence) => Response::Error(sentence),
         },
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
+}
+
+/// Answers a question whose ends may be pods by name.
+fn follow_packet(daemon: &Daemon, question: &trace::Question) -> Result<trace::Trace, String> {
+    let named: Vec<_> =
+        daemon.ports.open().map(|port| (port.link.name.clone(), daemon.pod_name(port))).collect();
+    let question = question.by_interfaces(&named).map_err(|error| error.to_string())?;
+    let trace = trace::trace(&question, &daemon.tables(), &names(daemon)).map_err(|error| error.to_string())?;
+    Ok(trace)
 }
 
 /// The names of the open ports.
@@ -47,6 +56,7 @@ fn status(daemon: &Daemon) -> Status {
     notes.extend(mode_notes(daemon).map(str::to_owned));
     notes.extend(daemon.large.notes().map(str::to_owned));
     notes.extend(daemon.notes.iter().cloned());
+    let frames = engine.map(count_frames).unwrap_or_default();
     let mut status = Status {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -69,11 +79,11 @@ fn status(daemon: &Daemon) -> Status {
         },
         routing: RoutingStatus::new(&tables.routing),
         notes,
-        workers: engine.map(workers).unwrap_or_default(),
+        workers: engine.map(|engine| workers(engine, &frames)).unwrap_or_default(),
         ports: engine.map(|engine| ports(daemon, engine, &tables)).unwrap_or_default(),
         refused: refused(daemon),
         tables: table_sizes(&tables),
-        umem: engine.map(umem).unwrap_or_default(),
+        umem: engine.map(|engine| umem(engine, &frames)).unwrap_or_default(),
         mirror: mirror(daemon),
         learning: engine.map(|engine| learning(daemon, engine)).unwrap_or_default(),
         accounts_balance: false,
@@ -108,13 +118,14 @@ fn cluster(tables: &Tables) -> Vec<String> {
     ipv4.chain(ipv6).collect()
 }
 
-fn workers(engine: &Engine) -> Vec<WorkerStatus> {
+fn workers(engine: &Engine, frames: &[FrameCount]) -> Vec<WorkerStatus> {
     (0..engine.workers())
         .map(|id| {
             let (cpu, counters, age_ns) = engine.worker(id);
             let total = |of: &dyn Fn(&podlane_dataplane::worker::PortCounters) -> u64| -> u64 {
                 (0..limits::MAX_PORTS).map(|port| of(counters.port(PortId(port as u16)))).sum()
             };
+            let frames = frames.get(id).copied().unwrap_or_default();
             let sum = |counters: &[Counter]| counters.iter().map(Counter::get).sum::<u64>();
             WorkerStatus {
                 id: id as u32,
@@ -131,6 +142,11 @@ fn workers(engine: &Engine) -> Vec<WorkerStatus> {
                 handoff_out: counters.handoff_out.get(),
                 handoff_in: counters.handoff_in.get(),
                 ports: engine.queues_of(id) as u32,
+                busy_ns: counters.busy_ns.get(),
+                rx_frames: frames.rx,
+                tx_frames: frames.tx,
+                fill_frames: frames.fill,
+                handoff_frames: frames.handoff,
             }
         })
         .collect()
@@ -160,11 +176,15 @@ fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPor
         drops.fill_ring_empty += statistics.rx_dropped;
     }
     let mode = engine.mode();
+    let pod = daemon.pod_name(port);
     let (state, why) = state(daemon, port, entry.is_some_and(|entry| entry.forwarding));
     PortStatus {
         id: u32::from(port.id.0),
         name: port.link.name.clone(),
         ifindex: port.link.ifindex,
+        named_by: pod.as_ref().map(|name| name.by),
+        namespace: pod.as_ref().and_then(|name| name.namespace.clone()),
+        pod: pod.map(|name| name.pod),
         kind: port.link.kind.into(),
         queues: port.link.queues,
         path: path_name(port.path).to_owned(),
@@ -247,17 +267,23 @@ fn table_sizes(tables: &Tables) -> TablesStatus {
     }
 }
 
-fn umem(engine: &Engine) -> UmemStatus {
-    let frames = u64::from(engine.frames());
-    let mut count = FrameCount::default();
+/// The frames of each worker by place; empty if a worker does not answer.
+fn count_frames(engine: &Engine) -> Vec<FrameCount> {
+    let mut counts = Vec::new();
     for _ in 0..AUDITS {
         // A worker that does not answer now will not a moment later either; the count then does not add up.
-        let Ok(counted) = engine.audit() else { break };
-        count = counted;
-        if count.sum() == frames {
+        let Ok(counted) = engine.audit_each() else { break };
+        counts = counted;
+        if engine::sum(&counts).sum() == u64::from(engine.frames()) {
             break;
         }
     }
+    counts
+}
+
+fn umem(engine: &Engine, frames: &[FrameCount]) -> UmemStatus {
+    let count = engine::sum(frames);
+    let frames = u64::from(engine.frames());
     UmemStatus {
         frames,
         chunk_bytes: limits::CHUNK_SIZE as u64,

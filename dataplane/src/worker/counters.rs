@@ -75,6 +75,8 @@ pub struct WorkerCounters {
     pub handoff_out: Counter,
     /// Packets taken from other workers.
     pub handoff_in: Counter,
+    /// Nanoseconds in which it had packets: from the last look that found none to the next one.
+    pub busy_ns: Counter,
     /// Learn reports made.
     pub learn_reports: Counter,
     /// Sightings that a port's allowance suppressed.
@@ -93,6 +95,7 @@ impl Default for WorkerCounters {
             tx_syscalls: Counter::default(),
             handoff_out: Counter::default(),
             handoff_in: Counter::default(),
+            busy_ns: Counter::default(),
             learn_reports: Counter::default(),
             learn_limited: Counter::default(),
             fill_starved: Counter::default(),

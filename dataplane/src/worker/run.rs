@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::{Command, Worker};
+use super::{Command, Worker, WorkerCounters};
 use crate::afxdp::{Heartbeat, QueueIo, Slept, Waiter, clock, raise_priority};
 use crate::limits;
 use crate::table::Reader;
@@ -33,6 +33,7 @@ pub fn run<Q: QueueIo>(
     raise_priority();
     let spin_ns = u64::from(idle.spin_us) * 1000;
     let mut idle_since_ns = None;
+    let mut busy = Busy { since_ns: clock::precise_ns(), noted_ns: 0 };
     let mut busy_turns = 0u32;
     loop {
         let now_ns = clock::coarse_ns();
@@ -45,12 +46,16 @@ pub fn run<Q: QueueIo>(
         if worker.turn(tables.load(), (now_ns / 1_000_000_000) as u32) != 0 {
             idle_since_ns = None;
             busy_turns = busy_turns.wrapping_add(1);
+            if now_ns >= busy.noted_ns + BUSY_NOTE_NS {
+                busy.note(now_ns, worker.counters());
+            }
             if busy_turns.is_multiple_of(limits::UNWATCH_TURNS) {
                 worker.unwatch_busy(&waiter);
             }
             continue;
         }
         let now_ns = clock::precise_ns();
+        busy.idle(now_ns, idle_since_ns.is_none(), worker.counters());
         let since_ns = *idle_since_ns.get_or_insert(now_ns);
         if now_ns - since_ns < spin_ns {
             std::hint::spin_loop();
@@ -62,6 +67,35 @@ pub fn run<Q: QueueIo>(
         worker.counters().wakeups.add(u64::from(slept == Slept::UntilWoken));
         // Woken for nothing but the heartbeat, it goes back to sleep at once.
         idle_since_ns = Some(0);
+        busy.since_ns = clock::precise_ns();
+    }
+}
+
+/// How long a worker without a pause may count before what it was busy is written down.
+const BUSY_NOTE_NS: u64 = 20_000_000;
+
+/// The time in which a worker has packets: from the last look that found none to the next. The clock that tells it is asked
+/// only by a worker that looked in vain, and a few times a second.
+struct Busy {
+    /// Up to here everything is counted, by the precise clock.
+    since_ns: u64,
+    /// When it was last written down under load, by the coarse one.
+    noted_ns: u64,
+}
+
+impl Busy {
+    /// Counts what a worker has been busy that still is.
+    fn note(&mut self, coarse_ns: u64, counters: &WorkerCounters) {
+        self.idle(clock::precise_ns(), true, counters);
+        self.noted_ns = coarse_ns;
+    }
+
+    /// Counts the time up to now if it `was_busy`, and leaves it out if not.
+    fn idle(&mut self, now_ns: u64, was_busy: bool, counters: &WorkerCounters) {
+        if was_busy {
+            counters.busy_ns.add(now_ns.saturating_sub(self.since_ns));
+        }
+        self.since_ns = now_ns;
     }
 }
 

@@ -14,7 +14,7 @@ use super::settings::{Given, Origin, Problem, Settings};
 pub const MAX_FILE: u64 = 1 << 20;
 
 /// Every key of the file, in the order of the sample.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 18] = [
     "instance",
     "path",
     "port_paths",
@@ -30,6 +30,7 @@ pub const KEYS: [&str; 17] = [
     "big_tcp",
     "local_mtu",
     "metrics_address",
+    "cni_cache",
     "skip",
     "log",
 ];
@@ -127,6 +128,7 @@ impl Reader<'_> {
             "big_tcp" => settings.big_tcp = self.integer(origin, value),
             "local_mtu" => settings.local_mtu = self.integer(origin, value),
             "metrics_address" => settings.metrics_address = self.string(origin, value),
+            "cni_cache" => settings.cni_cache = self.string(origin, value),
             "skip" => settings.skip = self.strings(origin, value),
             "log" => settings.log = self.string(origin, value),
             _ => {}
@@ -242,6 +244,7 @@ mod tests {
             big_tcp = 196_608
             local_mtu = 65_000
             metrics_address = "a"
+            cni_cache = "d"
             skip = ["s"]
             log = "l"
         "#;
@@ -265,8 +268,9 @@ mod tests {
             big_tcp: number(14, "big_tcp", 196_608),
             local_mtu: number(15, "local_mtu", 65_000),
             metrics_address: Some(text(16, "metrics_address", "a")),
-            skip: Some(vec![text(17, "skip", "s")]),
-            log: Some(text(18, "log", "l")),
+            cni_cache: Some(text(17, "cni_cache", "d")),
+            skip: Some(vec![text(18, "skip", "s")]),
+            log: Some(text(19, "log", "l")),
         };
         assert_eq!(settings, expected);
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -15,6 +16,7 @@ use super::file::nearest;
 use super::settings::{Given, Problem};
 use crate::large::{MAX_BIG_TCP, MAX_LOCAL_MTU, MIN_BIG_TCP, MIN_LOCAL_MTU, Wish};
 use crate::metrics::http::DEFAULT_ADDRESS;
+use crate::names::cni;
 
 use super::{DEFAULT_FILE, DEFAULT_WORKERS, InterfaceName, MAX_FRAMES, MIN_FRAMES, PathChoice, cidr};
 
@@ -80,6 +82,21 @@ impl Judge {
             self.complain(&given, format_args!("{:?} is not an address to listen at; {hint}", given.value));
         }
         address
+    }
+
+    /// Where the container runtime keeps its CNI results; `None` if pods' names are not read there.
+    pub fn cni_cache(&mut self, given: Option<Given<String>>) -> Option<PathBuf> {
+        let Some(given) = given else { return Some(PathBuf::from(cni::DIRECTORY)) };
+        if given.value == "off" {
+            return None;
+        }
+        let path = PathBuf::from(&given.value);
+        if !path.is_absolute() {
+            let hint = "write a directory with its whole path, such as \"/var/lib/cni/results\", or \"off\"";
+            self.complain(&given, format_args!("{:?} does not begin with /; {hint}", given.value));
+            return None;
+        }
+        Some(path)
     }
 
     /// Sizes for frames inside of the node; 0 is off.

@@ -118,6 +118,8 @@ pub struct Config {
     pub frames: u32,
     /// Where metrics are told over HTTP; `None` for nowhere.
     pub metrics_address: Option<SocketAddr>,
+    /// Where the container runtime keeps its CNI results, which tell pods' names; `None` if they are not read.
+    pub cni_cache: Option<PathBuf>,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
     /// Whether checksums may be left to TX metadata.
@@ -191,6 +193,7 @@ impl Config {
         let spin = judge.number(settings.idle_spin_us, 0, MAX_IDLE_SPIN_US, "microseconds");
         let large = judge.large(settings.big_tcp, settings.local_mtu);
         let metrics_address = judge.metrics_address(settings.metrics_address);
+        let cni_cache = judge.cni_cache(settings.cni_cache);
         let xdp_mode = judge.choice(settings.xdp_mode, &[("native", XdpMode::Native), ("generic", XdpMode::Generic)]);
         let checksum_metadata = judge
             .choice(settings.checksum_metadata, &[("auto", ChecksumMetadata::Auto), ("off", ChecksumMetadata::Off)]);
@@ -211,6 +214,7 @@ impl Config {
                 idle_spin: Duration::from_micros(spin.unwrap_or(DEFAULT_IDLE_SPIN_US).into()),
                 large,
                 metrics_address,
+                cni_cache,
                 skip,
                 log: log.unwrap_or(LevelFilter::INFO),
                 notes,

@@ -57,6 +57,8 @@ pub struct Settings {
     pub local_mtu: Option<Given<i64>>,
     /// `metrics_address`
     pub metrics_address: Option<Given<String>>,
+    /// `cni_cache`
+    pub cni_cache: Option<Given<String>>,
     /// `skip`
     pub skip: Option<Vec<Given<String>>>,
     /// `log`
@@ -82,6 +84,7 @@ impl Settings {
             big_tcp: self.big_tcp.or(file.big_tcp),
             local_mtu: self.local_mtu.or(file.local_mtu),
             metrics_address: self.metrics_address.or(file.metrics_address),
+            cni_cache: self.cni_cache.or(file.cni_cache),
             skip: self.skip.or(file.skip),
             log: self.log.or(file.log),
         }

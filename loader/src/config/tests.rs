@@ -43,6 +43,7 @@ fn defaults() -> Config {
         idle_spin: Duration::from_micros(50),
         large: Wish::default(),
         metrics_address: "127.0.0.1:9477".parse().ok(),
+        cni_cache: Some("/var/lib/cni/results".into()),
         skip: Vec::new(),
         log: LevelFilter::INFO,
         notes: Vec::new(),
@@ -150,6 +151,11 @@ fn each_rule_has_its_sentence() {
             "metrics_address = \"9477\"",
             "metrics_address: \"9477\" is not an address to listen at; write an IP address and a port, such as \
              \"127.0.0.1:9477\" or \"[::1]:9477\", or \"off\"",
+        ),
+        (
+            "cni_cache = \"results\"",
+            "cni_cache: \"results\" does not begin with /; write a directory with its whole path, such as \
+             \"/var/lib/cni/results\", or \"off\"",
         ),
         ("big_tcp = 65536", "big_tcp: 65536 is out of range; allowed are 65537 to 524280 bytes, and 0 for off"),
         ("big_tcp = 524281", "big_tcp: 524281 is out of range; allowed are 65537 to 524280 bytes, and 0 for off"),

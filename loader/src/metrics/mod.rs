@@ -141,13 +141,15 @@ impl Snapshot {
         let mut info = gauges(encoder, "port_info", "What a port is; the value is its interface index", None)?;
         for port in ports {
             let (kind, mode) = (word(&port.kind), word(&port.xdp_mode));
-            let labels = vec![
+            let mut labels = vec![
                 ("port", port.name.as_str()),
                 ("kind", &kind),
                 ("path", &port.path),
                 ("xdp_mode", &mode),
                 ("state", &port.state),
             ];
+            labels.extend(port.namespace.as_deref().map(|namespace| ("namespace", namespace)));
+            labels.extend(port.pod.as_deref().map(|pod| ("pod", pod)));
             info.gauge(&labels, f64::from(port.ifindex))?;
         }
         let mut up = gauges(encoder, "port_forwarding", "1 if frames may enter and leave through the port", None)?;

@@ -5,22 +5,27 @@
 //! the tests mean the same by "every frame is accounted for".
 
 mod render;
+pub mod schema;
 mod table;
 
 use std::collections::BTreeMap;
 
 use podlane_dataplane::forward::{DropReason, PassReason};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::names::{NamedBy, PodName};
+
 pub use render::UPTIME_PARTS;
-pub(crate) use table::wrap;
+pub(crate) use render::uptime;
+pub(crate) use table::{wrap, wrap_to};
 pub use table::{WIDTH, thousands};
 
 /// The version of the JSON's shape. It changes when a field changes its meaning or goes away, not when one is added.
 pub const SCHEMA: u32 = 1;
 
 /// Everything about one running daemon.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -69,7 +74,7 @@ pub struct Status {
 }
 
 /// Where the program of the kernel path hangs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KernelProgram {
     /// At tcx ingress (Linux 6.6).
@@ -79,7 +84,7 @@ pub enum KernelProgram {
 }
 
 /// Where [`Status::cluster_cidrs`] come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ClusterSource {
     /// From the configuration.
     #[serde(rename = "configured")]
@@ -90,7 +95,7 @@ pub enum ClusterSource {
 }
 
 /// `on`, or the name of the reason ([`PassReason::name`]) for which all of it is left to the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RoutingStatus {
     /// IPv4 routing.
     pub ipv4: String,
@@ -109,7 +114,7 @@ impl RoutingStatus {
 }
 
 /// One worker thread.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerStatus {
     /// Its number, which is the queue that it owns on every port.
     pub id: u32,
@@ -139,10 +144,25 @@ pub struct WorkerStatus {
     pub handoff_in: u64,
     /// Ports on which it owns a queue.
     pub ports: u32,
+    /// Nanoseconds in which it had packets, since its start: from the first of them to the first look that found none.
+    #[serde(default)]
+    pub busy_ns: u64,
+    /// UMEM frames that wait in its RX rings.
+    #[serde(default)]
+    pub rx_frames: u64,
+    /// UMEM frames in its TX rings, being transmitted or in completion rings.
+    #[serde(default)]
+    pub tx_frames: u64,
+    /// UMEM frames in its fill rings or being received into.
+    #[serde(default)]
+    pub fill_frames: u64,
+    /// UMEM frames that other workers have handed to it and that it has not taken yet.
+    #[serde(default)]
+    pub handoff_frames: u64,
 }
 
 /// What hangs on a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PortKind {
     /// The host end of a pod's veth pair.
@@ -164,7 +184,7 @@ impl From<podlane_dataplane::table::PortKind> for PortKind {
 }
 
 /// How a port's XDP program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PortXdpMode {
     /// By the driver.
@@ -176,7 +196,7 @@ pub enum PortXdpMode {
 }
 
 /// How a port's AF_XDP sockets reach the UMEM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CopyMode {
     /// The kernel copies between its buffers and the UMEM.
@@ -188,7 +208,7 @@ pub enum CopyMode {
 }
 
 /// One port.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PortStatus {
     /// Its number.
     pub id: u32,
@@ -196,6 +216,15 @@ pub struct PortStatus {
     pub name: String,
     /// The interface's index.
     pub ifindex: u32,
+    /// The pod's name; absent where nobody told it, and on uplinks and the host port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The pod's namespace; absent where nobody told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Who told the pod's name; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named_by: Option<NamedBy>,
     /// What hangs on it.
     pub kind: PortKind,
     /// Queues with a socket.
@@ -264,7 +293,7 @@ pub struct PortStatus {
 }
 
 /// A number and its parts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Breakdown {
     /// The sum of the parts.
     pub total: u64,
@@ -295,7 +324,7 @@ impl Breakdown {
 }
 
 /// Steered packets that a socket could not take (`XDP_STATISTICS`, `linux/if_xdp.h`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SocketDrops {
     /// The RX ring had no room.
     pub rx_ring_full: u64,
@@ -322,7 +351,7 @@ impl SocketDrops {
 }
 
 /// An interface that would be a port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refused {
     /// Its name.
     pub name: String,
@@ -331,7 +360,7 @@ pub struct Refused {
 }
 
 /// Sizes of the tables that the workers read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TablesStatus {
     /// Counts publications.
     pub generation: u64,
@@ -358,7 +387,7 @@ pub struct TablesStatus {
 }
 
 /// UMEM frames by place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UmemStatus {
     /// All of them.
     pub frames: u64,
@@ -400,7 +429,7 @@ impl UmemStatus {
 }
 
 /// The mirror of the kernel's tables.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MirrorStatus {
     /// Netlink messages received.
     pub messages: u64,
@@ -415,7 +444,7 @@ pub struct MirrorStatus {
 }
 
 /// Learning of MAC addresses from traffic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LearningStatus {
     /// Reports of workers.
     pub reports: u64,
@@ -426,6 +455,17 @@ pub struct LearningStatus {
 }
 
 impl PortStatus {
+    /// The pod's name, if it has one.
+    pub fn pod_name(&self) -> Option<PodName> {
+        let (pod, by) = (self.pod.clone()?, self.named_by?);
+        Some(PodName { namespace: self.namespace.clone(), pod, by })
+    }
+
+    /// What people call it: the pod, or else the interface.
+    pub fn label(&self) -> String {
+        self.pod_name().map_or_else(|| self.name.clone(), |name| name.to_string())
+    }
+
     /// Packets between two counters: received, but not yet accounted for. Zero once traffic is quiet; the counters are not
     /// read at one instant, so under load it may be either side of zero.
     pub fn in_flight(&self) -> i128 {

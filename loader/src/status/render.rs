@@ -3,6 +3,9 @@
 use std::fmt::Write;
 
 use super::table::{Cell, Table, thousands, wrap};
+use crate::names::{NamedBy, PodName};
+use crate::printable;
+
 use super::{Breakdown, ClusterSource, CopyMode, PortKind, PortStatus, PortXdpMode, Status, WorkerStatus, sentence};
 
 /// Units of [`Status::uptime_s`] in the order in which they are shown: seconds of each and its sign.
@@ -25,7 +28,7 @@ impl Status {
         self.render_workers(&mut out);
         self.render_tables(&mut out);
         self.render_umem(&mut out);
-        out
+        printable::lines(&out).into_owned()
     }
 
     fn render_head(&self, out: &mut String) {
@@ -76,6 +79,9 @@ impl Status {
             Table::new(["ID", "NAME", "KIND", "STATE", "MTU", "QUEUES", "PATH", "XDP", "SOCKETS", "LARGE", "CSUM"]);
         for port in &self.ports {
             table.row(port_cells(port));
+            if let Some(name) = port.pod_name() {
+                table.lines(wrap("      ", &format!("pod {name}{}", told_by(&name))));
+            }
             if let Some(why) = &port.why {
                 table.lines(wrap("      ", why));
             }
@@ -148,12 +154,15 @@ impl Status {
         let mut frames = Table::new(["ID", "CPU", "HEARTBEAT", "PORTS", "RX", "FORWARDED", "KERNEL", "DROPPED"]);
         let mut turns =
             Table::new(["ID", "BATCHES", "PER BATCH", "SLEEPS", "WAKE-UPS", "TX CALLS", "HANDED OUT", "HANDED IN"]);
+        let mut queues = Table::new(["ID", "BUSY", "NS A PACKET", "FRAMES: RX", "HANDED IN", "TX", "FILL"]);
         for worker in &self.workers {
             frames.row(frame_cells(worker));
             turns.row(turn_cells(worker));
+            queues.row(queue_cells(worker));
         }
         frames.render(out);
         turns.render(out);
+        queues.render(out);
     }
 
     fn render_tables(&self, out: &mut String) {
@@ -229,7 +238,7 @@ fn lines(out: &mut String, lines: impl IntoIterator<Item = String>) {
 }
 
 /// The two largest units that are not zero, or `0 s`.
-fn uptime(seconds: f64) -> String {
+pub(crate) fn uptime(seconds: f64) -> String {
     let mut rest = seconds as u64;
     let mut parts = Vec::new();
     for (length, sign) in UPTIME_PARTS {
@@ -273,6 +282,14 @@ fn port_cells(port: &PortStatus) -> [Cell; 11] {
         Cell::text(large),
         Cell::text(checksums),
     ]
+}
+
+/// Where a name that is not the runtime's comes from.
+fn told_by(name: &PodName) -> &'static str {
+    match name.by {
+        NamedBy::Alias => " (the interface's alias)",
+        NamedBy::Cni => "",
+    }
 }
 
 /// What a pod was given for large frames inside of the node, if anything.
@@ -334,6 +351,20 @@ fn frame_cells(worker: &WorkerStatus) -> [Cell; 8] {
         Cell::Number(worker.forwarded),
         Cell::Number(worker.kernel),
         Cell::Number(worker.dropped),
+    ]
+}
+
+fn queue_cells(worker: &WorkerStatus) -> [Cell; 7] {
+    let packets = worker.rx.saturating_add(worker.handoff_in);
+    let per_packet = if packets == 0 { 0.0 } else { worker.busy_ns as f64 / packets as f64 };
+    [
+        Cell::Number(worker.id.into()),
+        Cell::text(format!("{:.1} s", worker.busy_ns as f64 / 1e9)),
+        Cell::text(format!("{per_packet:.0}")),
+        Cell::Number(worker.rx_frames),
+        Cell::Number(worker.handoff_frames),
+        Cell::Number(worker.tx_frames),
+        Cell::Number(worker.fill_frames),
     ]
 }
 

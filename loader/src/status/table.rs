@@ -144,8 +144,13 @@ fn write_row(out: &mut String, cells: &[String], columns: &[Column]) {
 /// Text in lines of at most [`WIDTH`] columns: the first after `first`, the others below its end. Words that are longer
 /// than a line are cut.
 pub fn wrap(first: &str, text: &str) -> Vec<String> {
+    wrap_to(first, text, WIDTH)
+}
+
+/// The same in lines of at most `width` columns, but never less than 20.
+pub fn wrap_to(first: &str, text: &str, width: usize) -> Vec<String> {
     let indent = first.chars().count();
-    let room = WIDTH.saturating_sub(indent).max(20);
+    let room = width.saturating_sub(indent).max(20);
     let mut lines = Vec::new();
     let mut line = String::new();
     for word in text.split_whitespace() {

@@ -7,6 +7,9 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
         id,
         name: name.to_owned(),
         ifindex: 10 + id,
+        pod: None,
+        namespace: None,
+        named_by: None,
         kind,
         queues: 1,
         path: "af_xdp".to_owned(),
@@ -43,6 +46,9 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
 /// A busy pod, an idle uplink, and the host port.
 pub(crate) fn example() -> Status {
     let pod = PortStatus {
+        pod: Some("web-0".to_owned()),
+        namespace: Some("shop".to_owned()),
+        named_by: Some(crate::names::NamedBy::Cni),
         rx_packets: 1_234_597,
         rx_bytes: 79_014_208,
         steered: 1_234_011,
@@ -97,6 +103,11 @@ pub(crate) fn example() -> Status {
             handoff_out: 0,
             handoff_in: 0,
             ports: 3,
+            busy_ns: 1_480_808_400,
+            rx_frames: 200,
+            tx_frames: 24,
+            fill_frames: 4_096,
+            handoff_frames: 0,
         }],
         ports: vec![host, pod, uplink],
         refused: vec![Refused {
@@ -181,6 +192,53 @@ fn every_field_of_the_json_is_documented() {
     let documented = include_str!("../../../docs/status.md");
     let missing: Vec<_> = found.iter().filter(|key| !documented.contains(&format!("`{key}`"))).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn the_schema_is_the_documented_one() {
+    let documented = include_str!("../../../docs/status.schema.json");
+    assert!(
+        schema::text() == documented,
+        "docs/status.schema.json is out of date: `podlane status --schema > docs/status.schema.json`"
+    );
+}
+
+/// What the daemon says follows the schema; what lacks a field or has a wrong type does not.
+#[test]
+fn the_json_follows_the_schema() {
+    let schema: serde_json::Value = serde_json::from_str(&schema::text()).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let mut value = serde_json::to_value(example()).unwrap();
+    let complaints: Vec<_> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+    assert!(complaints.is_empty(), "{complaints:?}");
+    value["a_new_field"] = 1.into();
+    assert!(validator.is_valid(&value), "later versions may say more");
+    for (pointer, wrong) in [
+        ("/ports/1/rx_packets", serde_json::json!(-1)),
+        ("/ports/1/kind", serde_json::json!("server")),
+        ("/ports/1/passed", serde_json::json!(3)),
+        ("/workers/0/busy_ns", serde_json::Value::Null),
+        ("/umem/sum_ok", serde_json::json!("yes")),
+    ] {
+        let mut spoilt = value.clone();
+        *spoilt.pointer_mut(pointer).unwrap() = wrong;
+        assert!(!validator.is_valid(&spoilt), "{pointer}");
+    }
+    value.as_object_mut().unwrap().remove("ports");
+    assert!(!validator.is_valid(&value), "a field is missing");
+}
+
+#[test]
+fn pods_are_shown_by_name_and_nothing_that_a_terminal_obeys() {
+    let mut status = example();
+    assert!(status.render().contains("\n      pod shop/web-0\n"));
+    assert_eq!((status.ports[1].label(), status.ports[2].label()), ("shop/web-0".to_owned(), "eth0".to_owned()));
+    status.ports[1].named_by = Some(crate::names::NamedBy::Alias);
+    assert!(status.render().contains("\n      pod shop/web-0 (the interface's alias)\n"));
+    status.ports[1].name = "veth\u{1b}[2J".to_owned();
+    status.refused[0].why = "it\u{9b}is\u{202e}so".to_owned();
+    let text = status.render();
+    assert!(text.contains("veth\u{fffd}[2J") && text.contains("it\u{fffd}is\u{fffd}so"), "{text}");
 }
 
 #[test]

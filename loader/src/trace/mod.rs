@@ -19,6 +19,7 @@ use podlane_dataplane::{MacAddr, PortId};
 use serde::{Deserialize, Serialize};
 
 use crate::explain;
+use crate::names::{self, AmbiguousName, PodName};
 use ends::{Ends, FirstHop};
 
 /// Bytes of the packet if none are given: those of a usual ping.
@@ -64,7 +65,7 @@ impl Protocol {
 /// A packet, as a person describes it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Question {
-    /// Who sends: an IP address or an interface of this node.
+    /// Who sends: an IP address, the name of a pod on this node or its interface here.
     pub from: String,
     /// Who shall receive, likewise.
     pub to: String,
@@ -94,6 +95,20 @@ fn default_bytes() -> u32 {
 
 fn default_ttl() -> u8 {
     DEFAULT_TTL
+}
+
+impl Question {
+    /// The same with the interfaces of pods in place of their names. An IP address is an address, whatever is called like it.
+    ///
+    /// # Errors
+    /// If a name is that of several ports.
+    pub fn by_interfaces(&self, ports: &[(String, Option<PodName>)]) -> Result<Self, AmbiguousName> {
+        let interface = |word: &str| -> Result<String, AmbiguousName> {
+            let found = if word.parse::<IpAddr>().is_ok() { None } else { names::interface_of(word, ports)? };
+            Ok(found.unwrap_or_else(|| word.to_owned()))
+        };
+        Ok(Question { from: interface(&self.from)?, to: interface(&self.to)?, ..self.clone() })
+    }
 }
 
 /// Who handles the packet in the end.
@@ -148,7 +163,9 @@ pub struct Trace {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TraceError {
     /// A word that is neither an address nor a port.
-    #[error("{0:?} is neither an IP address nor a port of this daemon; `podlane status` lists the ports")]
+    #[error(
+        "{0:?} is neither an IP address nor a pod or an interface of this daemon's ports; `podlane status` lists them"
+    )]
     Unknown(String),
     /// A port behind which nobody is known.
     #[error(

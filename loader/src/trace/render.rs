@@ -1,6 +1,7 @@
 //! A trace as a drawing.
 
 use super::{Handler, Protocol, Trace};
+use crate::printable;
 use crate::status::wrap;
 
 impl Trace {
@@ -27,7 +28,7 @@ impl Trace {
         }
         text.push('\n');
         text.push_str(&self.summary());
-        text
+        printable::lines(&text).into_owned()
     }
 
     fn summary(&self) -> String {
