@@ -60,8 +60,8 @@ enum Command {
     Path(PathOptions),
     /// Tell what this node does with a packet, step by step, from the daemon's live tables
     ///
-    /// FROM and TO are pods, by IP address or by the interface of their veth on this node; FROM may also be a pod of another
-    /// node, whose packets come in through the uplink, and TO any address. No packet is sent, but the kernel may ask by ARP
+    /// FROM and TO are pods, by IP address, by name (namespace/pod, or pod if only one here has it) or by the interface of their
+    /// veth on this node; FROM may also be the address of a pod of another node, whose packets come in through the uplink, and TO any address. No packet is sent, but the kernel may ask by ARP
     /// or neighbour discovery who has an address.
     Trace(TraceOptions),
     /// Tell what a reason in `podlane status` means, what usually causes it, and what to do
@@ -149,9 +149,9 @@ struct PathOptions {
 
 #[derive(Debug, Args)]
 struct TraceOptions {
-    /// Who sends: IP address or interface
+    /// Who sends: IP address, pod or interface
     from: String,
-    /// Who shall receive: IP address or interface
+    /// Who shall receive: IP address, pod or interface
     to: String,
     /// Protocol of the packet
     #[arg(long, value_name = "NAME", default_value = "icmp", value_parser = Protocol::words())]
@@ -417,6 +417,7 @@ fn show_top(options: TopOptions, out: &mut impl Write, err: &mut impl Write) -> 
         interval: options.interval,
         filter: options.filter,
         is_coloured: wants_colours() && !options.no_color,
+        width: io::stdout().is_terminal().then(|| ratatui::crossterm::terminal::size().map_or(80, |size| size.0.into())),
     };
     let result = match (options.once, options.batch) {
         (true, _) => top::print(&wish, 1, out),

@@ -98,7 +98,7 @@ fn rubbish_costs_nothing_but_names() {
     bad.push(("long", spoilt(&|value| value["cniArgs"][2][1] = json!("x".repeat(MOST_BYTES + 1)))));
     bad.push(("nameless", spoilt(&|value| value["cniArgs"] = Value::Null)));
     bad.push(("arguments", spoilt(&|value| value["cniArgs"] = json!("K8S_POD_NAME=p"))));
-    bad.push(("result", spoilt(&|value| value["result"] = json!([]))));
+    bad.push(("result", spoilt(&|value| value["result"] = json!(7))));
     for (file, content) in &bad {
         write(path, file, content);
     }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
 use crate::control::{self, AskError};
-use crate::status::{Status, WIDTH};
+use crate::status::Status;
 use app::{App, Link};
 
 pub use terminal::run;
@@ -35,6 +35,8 @@ pub struct Options {
     pub filter: String,
     /// Whether colours may be used.
     pub is_coloured: bool,
+    /// Columns of the text; `None`: as many as it needs, for programs that read it.
+    pub width: Option<usize>,
 }
 
 /// `top` cannot go on.
@@ -72,7 +74,7 @@ pub fn print(options: &Options, blocks: u64, out: &mut impl Write) -> Result<(),
             continue;
         }
         let separator = if printed > 0 { "\n" } else { "" };
-        let text = format!("{separator}{}", view::text(&app, WIDTH));
+        let text = format!("{separator}{}", view::text(&app, options.width.unwrap_or(usize::MAX)));
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             written => written.map_err(TopError::Write)?,

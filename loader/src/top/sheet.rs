@@ -8,6 +8,10 @@ use crate::printable;
 
 /// Columns between two columns.
 const GAP: usize = 1;
+/// Columns of this rank and above are nice to have: they give way to names.
+const NICE: u8 = 4;
+/// By how much the first column may grow at their cost.
+const NAME: usize = 20;
 /// Columns from the left that say what a row is about.
 const NAMING: usize = 3;
 
@@ -147,32 +151,35 @@ impl Sheet {
     }
 
     /// Sorts by a column: numbers from the largest, words from the first; `reversed` the other way round. Rows that are equal
-    /// there are in the order of their first column's words.
+    /// there keep their order.
     pub fn sort(&mut self, column: usize, reversed: bool) {
         let compare = |one: &Row, other: &Row| {
             let (Some(a), Some(b)) = (one.cells.get(column), other.cells.get(column)) else { return Ordering::Equal };
             let order = if a.is_text() { a.compare(b) } else { b.compare(a) };
             if reversed { order.reverse() } else { order }
         };
-        let first = |row: &Row| row.cells.first().map(Cell::show);
-        self.rows.sort_by(|one, other| compare(one, other).then_with(|| first(one).cmp(&first(other))));
+        self.rows.sort_by(compare);
     }
 
     /// The columns that fit into `width`, each with the width that it gets.
     pub fn fit(&self, width: usize) -> Vec<(usize, usize)> {
         let mut shown: Vec<usize> = (0..self.columns.len()).collect();
         let needed = |shown: &[usize]| shown.iter().map(|index| self.columns[*index].width + GAP).sum::<usize>();
-        while needed(&shown) > width + GAP {
-            let least = shown.iter().enumerate().filter(|(_, index)| self.columns[**index].rank > 0);
-            let Some((place, _)) = least.max_by_key(|(place, index)| (self.columns[**index].rank, *place)) else { break };
-            shown.remove(place);
+        let lengths = self.rows.iter().filter_map(|row| row.cells.first()).map(|cell| cell.show().chars().count());
+        let wish = lengths.max().unwrap_or(0).saturating_sub(self.columns.first().map_or(0, |first| first.width));
+        // First what is nice to have makes room for names of a usual length, then the rest for those of the least.
+        for (spare, extra) in [(NICE, wish.min(NAME)), (1, 0)] {
+            while needed(&shown) + extra > width.saturating_add(GAP) {
+                let may_go = shown.iter().enumerate().filter(|(_, index)| self.columns[**index].rank >= spare);
+                let Some((place, _)) = may_go.max_by_key(|(place, index)| (self.columns[**index].rank, *place)) else {
+                    break;
+                };
+                shown.remove(place);
+            }
         }
-        let room = (width + GAP).saturating_sub(needed(&shown));
-        let longest = |column: usize| {
-            self.rows.iter().filter_map(|row| row.cells.get(column)).map(|cell| cell.show().chars().count()).max()
-        };
-        let grow = |column: usize| longest(column).unwrap_or(0).saturating_sub(self.columns[column].width).min(room);
-        shown.iter().map(|index| (*index, self.columns[*index].width + if *index == 0 { grow(0) } else { 0 })).collect()
+        let grown = wish.min(width.saturating_add(GAP).saturating_sub(needed(&shown)));
+        let fitted = |index: usize| self.columns[index].width + if index == 0 { grown } else { 0 };
+        shown.into_iter().map(|index| (index, fitted(index))).collect()
     }
 
     /// The titles; that of the column by which is sorted has a mark.
@@ -200,7 +207,7 @@ impl Sheet {
     pub fn line(&self, row: &Row, fit: &[(usize, usize)]) -> Vec<Piece> {
         let piece = |(place, (index, width)): (usize, &(usize, usize))| {
             let cell = row.cells.get(*index)?;
-            let text = cut(&cell.show(), *width);
+            let text = if *index == 0 { cut(&cell.show(), *width) } else { cell.show().chars().take(*width).collect() };
             let gap = if place > 0 { " " } else { "" };
             let text = if cell.is_text() { format!("{gap}{text:<width$}") } else { format!("{gap}{text:>width$}") };
             Some((text, row.tones.get(*index).copied().unwrap_or_default()))

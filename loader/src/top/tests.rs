@@ -13,7 +13,7 @@ use super::views::View;
 use super::*;
 use crate::names::NamedBy;
 use crate::status::tests::example;
-use crate::status::{Breakdown, PortKind, PortStatus, WorkerStatus};
+use crate::status::{Breakdown, PortKind, PortStatus, WIDTH, WorkerStatus};
 
 fn named(port: &PortStatus, id: u32, interface: &str, name: Option<(&str, &str)>) -> PortStatus {
     PortStatus {
@@ -131,7 +131,8 @@ fn the_views_are_as_they_were() {
     let mut app = app();
     press(&mut app, "h");
     is_as_in("help-80x24.txt", &shown(&mut app, 80, 24));
-    is_as_in("text.txt", &text(&app, WIDTH));
+    is_as_in("text-100.txt", &text(&app, WIDTH));
+    is_as_in("text.txt", &text(&app, usize::MAX));
 }
 
 #[test]
@@ -211,7 +212,7 @@ fn a_daemon_that_goes_is_said_and_one_that_comes_back_starts_anew() {
     assert!(shown(&mut app, 80, 24).contains("shop/web-0"));
     app.sample(Err("no podlane instance \"default\" answers at /run/podlane/default.sock\u{1b}[2J".to_owned()));
     let gone = shown(&mut app, 80, 24);
-    assert!(gone.contains("default.sock\u{fffd}[2J; asking again every 2 s") && !gone.contains("web-0"), "{gone}");
+    assert!(gone.contains("default.sock\u{fffd}[2J; asking\nagain every 2 s") && !gone.contains("web-0"), "{gone}");
     assert!(shown(&mut app, 40, 10).contains("no podlane instance"), "on a small screen as well");
     assert!(text(&app, WIDTH).contains("no podlane instance"));
     app.sample(Ok(Box::new(Status { pid: 9, uptime_s: 0.5, ..before() })));

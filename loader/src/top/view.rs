@@ -11,13 +11,13 @@ use super::app::{App, Link};
 use super::sheet::{Tone, human};
 use super::views::View;
 use crate::printable;
-use crate::status::{uptime, wrap_to};
+use crate::status::{WIDTH, uptime, wrap_to};
 
 /// Lines of a terminal from which on there is room for the totals and for the keys.
 const ROOM: u16 = 8;
 
 /// The keys in one line.
-const KEYS: &str = "q quit  1 2 3 views  < > sort  r reverse  / filter  space pause  + - speed  h help";
+const KEYS: &str = "h help  q quit  1 2 3 view  < > sort  r reverse  / filter  space pause  + - pace";
 
 /// The keys with their meaning.
 const HELP: [(&str, &str); 12] = [
@@ -70,7 +70,7 @@ pub fn draw(frame: &mut Frame<'_>, app: &mut App, theme: Theme) {
     let has_room = area.height >= ROOM;
     let mut top = vec![Line::styled(title(app), theme.title())];
     if has_room {
-        top.push(Line::raw(totals(app)));
+        top.push(Line::raw(totals(app, width)));
     }
     top.push(view_line(app, theme));
     let keys = u16::from(has_room);
@@ -85,38 +85,42 @@ pub fn draw(frame: &mut Frame<'_>, app: &mut App, theme: Theme) {
     }
 }
 
-/// Who is shown, in one line.
+/// Who is shown and how busy it is, in one line; what matters most comes first.
 pub fn title(app: &App) -> String {
     let pause = if app.is_paused { "  PAUSED" } else { "" };
-    match &app.status {
-        Some(status) => format!(
-            "podlane {}  {}  process {}  up {}  path {}{pause}",
-            printable::line(&status.version),
-            printable::line(&status.instance),
-            status.pid,
-            uptime(status.uptime_s),
-            printable::line(&status.path)
-        ),
-        None => format!("podlane top  {}{pause}", app.instance),
-    }
-}
-
-/// What comes in at all ports together and what becomes of it.
-pub fn totals(app: &App) -> String {
-    let total = &app.rates.total;
-    let show = |rate: Option<f64>| rate.map_or("-".to_owned(), human);
+    let Some(status) = &app.status else { return format!("podlane top  {}{pause}", app.instance) };
     let load: Option<f64> = app.rates.workers.iter().map(|worker| worker.load).sum();
     let load = load.filter(|_| !app.rates.workers.is_empty());
     format!(
-        "in {} pps {} bit/s: worker {} kernel path {} passed {} dropped {}; load {}",
-        show(total.rx_packets),
-        show(total.rx_bits),
-        show(total.by_workers),
-        show(total.in_kernel),
-        show(total.passed),
-        show(total.dropped),
+        "podlane {}{pause}  load {}  up {}  path {}  process {}  version {}",
+        printable::line(&status.instance),
         load.map_or("-".to_owned(), |load| format!("{:.0} %", load * 100.0)),
+        uptime(status.uptime_s),
+        printable::line(&status.path),
+        status.pid,
+        printable::line(&status.version)
     )
+}
+
+/// What comes in at all ports together and what becomes of it: as much of that as `width` columns hold.
+pub fn totals(app: &App, width: usize) -> String {
+    let total = &app.rates.total;
+    let show = |rate: Option<f64>| rate.map_or("-".to_owned(), human);
+    let mut line = format!("in {} pps {} bit/s", show(total.rx_packets), show(total.rx_bits));
+    let fates = [
+        ("dropped", total.dropped),
+        ("passed", total.passed),
+        ("by workers", total.by_workers),
+        ("by kernel path", total.in_kernel),
+    ];
+    for (fate, rate) in fates {
+        let part = format!(", {fate} {}", show(rate));
+        if line.chars().count() + part.chars().count() > width {
+            break;
+        }
+        line.push_str(&part);
+    }
+    line
 }
 
 fn view_line(app: &App, theme: Theme) -> Line<'static> {
@@ -179,11 +183,11 @@ fn nothing(app: &App) -> &'static str {
     }
 }
 
-/// All views as plain text, for pipes and files.
+/// All views as plain text, in lines of at most `width` columns where that is possible.
 pub fn text(app: &App, width: usize) -> String {
-    let mut out = format!("{}\n{}\n", title(app), totals(app));
+    let mut out = format!("{}\n{}\n", title(app), totals(app, width));
     if let Some(message) = message(app) {
-        return format!("{}\n{}\n", title(app), wrap_to("", &message, width).join("\n"));
+        return format!("{}\n{}\n", title(app), wrap_to("", &message, width.min(WIDTH)).join("\n"));
     }
     for view in View::ALL {
         let sheet = app.sheet(view);

@@ -2,7 +2,7 @@
 
 use super::rates::{Fate, PortRates, Rate, Rates, ReasonRate, WorkerRates};
 use super::sheet::{Cell, Column, Row, Sheet, Tone};
-use crate::status;
+use crate::explain;
 
 /// Share of its time from which on a worker has little to spare, and from which on it has nothing.
 const BUSY: f64 = 0.7;
@@ -108,7 +108,11 @@ impl View {
         let rows = match self {
             View::Ports => rates.ports.iter().map(port_row).collect(),
             View::Workers => rates.workers.iter().map(worker_row).collect(),
-            View::Drops => rates.reasons.iter().map(reason_row).collect(),
+            View::Drops => {
+                let mut reasons: Vec<_> = rates.reasons.iter().collect();
+                reasons.sort_by_key(|reason| (reason.fate, std::cmp::Reverse(reason.total)));
+                reasons.into_iter().map(reason_row).collect()
+            }
         };
         Sheet { columns: self.columns(), rows }
     }
@@ -186,6 +190,11 @@ fn worker_row(worker: &WorkerRates) -> Row {
     Row { cells, tones }
 }
 
+/// What a reason means; nothing for one of a newer daemon.
+fn meaning(reason: &str) -> String {
+    explain::named(reason).map(|told| told.meaning.to_owned()).unwrap_or_default()
+}
+
 fn reason_row(reason: &ReasonRate) -> Row {
     let tone = match reason.fate {
         Fate::Dropped => Tone::Bad,
@@ -198,7 +207,7 @@ fn reason_row(reason: &ReasonRate) -> Row {
         Cell::Text(reason.reason.clone()),
         Cell::Number(reason.rate),
         Cell::Count(reason.total),
-        Cell::Text(status::sentence(&reason.reason).unwrap_or_default().to_owned()),
+        Cell::Text(meaning(&reason.reason)),
     ];
     let tones = vec![Tone::Plain, tone, tone, tone, Tone::Plain, Tone::Dim];
     Row { cells, tones }
