@@ -27,7 +27,7 @@ pub const SCHEMA: u32 = 1;
 /// Everything about one running daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
-    /// [`SCHEMA`].
+    /// The version of this shape. It changes when a field changes its meaning or goes away, not when one is added.
     pub schema: u32,
     /// Podlane's version.
     pub version: String,
@@ -69,7 +69,7 @@ pub struct Status {
     pub mirror: MirrorStatus,
     /// Learning of MAC addresses.
     pub learning: LearningStatus,
-    /// [`Status::balances`], as the daemon saw it.
+    /// Whether every packet and every UMEM frame is accounted for; only to be expected while traffic is quiet.
     pub accounts_balance: bool,
 }
 
@@ -83,7 +83,7 @@ pub enum KernelProgram {
     Clsact,
 }
 
-/// Where [`Status::cluster_cidrs`] come from.
+/// Where the cluster's CIDRs come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ClusterSource {
     /// From the configuration.
@@ -94,7 +94,7 @@ pub enum ClusterSource {
     PodSubnets,
 }
 
-/// `on`, or the name of the reason ([`PassReason::name`]) for which all of it is left to the kernel.
+/// `on`, or the name of the reason for which all of it is left to the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RoutingStatus {
     /// IPv4 routing.

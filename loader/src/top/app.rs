@@ -38,6 +38,8 @@ pub enum Reaction {
     Nothing,
     /// Draw anew.
     Redraw,
+    /// Draw anew, also what has not changed.
+    Repaint,
     /// Ask this often from now on.
     Interval(Duration),
     /// End.
@@ -133,7 +135,7 @@ impl App {
         if key.modifiers.contains(KeyModifiers::CONTROL) {
             return match key.code {
                 KeyCode::Char('c' | 'd') => Reaction::Quit,
-                KeyCode::Char('l') => Reaction::Redraw,
+                KeyCode::Char('l') => Reaction::Repaint,
                 _ => Reaction::Nothing,
             };
         }

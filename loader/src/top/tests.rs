@@ -214,6 +214,9 @@ fn a_daemon_that_goes_is_said_and_one_that_comes_back_starts_anew() {
     let gone = shown(&mut app, 80, 24);
     assert!(gone.contains("default.sock\u{fffd}[2J; asking\nagain every 2 s") && !gone.contains("web-0"), "{gone}");
     assert!(shown(&mut app, 40, 10).contains("no podlane instance"), "on a small screen as well");
+    press(&mut app, "h");
+    assert!(shown(&mut app, 40, 3).contains("podlane default  DOES NOT ANSWER"), "whatever else is shown");
+    press(&mut app, "h");
     assert!(text(&app, WIDTH).contains("no podlane instance"));
     app.sample(Ok(Box::new(Status { pid: 9, uptime_s: 0.5, ..before() })));
     assert_eq!(app.rates.seconds, None);
@@ -247,6 +250,7 @@ fn keys_do_what_the_help_says() {
     press(&mut app, &"-".repeat(50));
     assert_eq!(app.interval, MAX_INTERVAL);
     assert_eq!(press(&mut app, "hxq"), [Reaction::Redraw, Reaction::Nothing, Reaction::Quit]);
+    assert_eq!(app.key(KeyEvent::new(KeyCode::Char('l'), KeyModifiers::CONTROL)), Reaction::Repaint);
     for end in ['c', 'd'] {
         assert_eq!(app.key(KeyEvent::new(KeyCode::Char(end), KeyModifiers::CONTROL)), Reaction::Quit);
     }

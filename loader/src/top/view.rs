@@ -88,7 +88,10 @@ pub fn draw(frame: &mut Frame<'_>, app: &mut App, theme: Theme) {
 /// Who is shown and how busy it is, in one line; what matters most comes first.
 pub fn title(app: &App) -> String {
     let pause = if app.is_paused { "  PAUSED" } else { "" };
-    let Some(status) = &app.status else { return format!("podlane top  {}{pause}", app.instance) };
+    let Some(status) = &app.status else {
+        let state = if app.link == Link::Waiting { "" } else { "  DOES NOT ANSWER" };
+        return format!("podlane {}{pause}{state}", app.instance);
+    };
     let load: Option<f64> = app.rates.workers.iter().map(|worker| worker.load).sum();
     let load = load.filter(|_| !app.rates.workers.is_empty());
     format!(
