@@ -8,6 +8,7 @@ mod bulk;
 mod large;
 mod layer2;
 mod lifecycle;
+mod names;
 mod node;
 mod outside;
 mod ping;
@@ -193,6 +194,8 @@ fn plain_cases() -> Vec<Case> {
         families("multipath", routes::multipath),
         podlane_families("trace", trace::agrees_with_traffic),
         podlane_once("metrics", trace::metrics),
+        podlane_once("pods_by_name", names::pods_by_name),
+        podlane_once("status_schema", names::status_schema),
         podlane_once("idle", lifecycle::idle),
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),

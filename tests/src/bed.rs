@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -157,6 +158,11 @@ impl Bed {
         Ok(podlane)
     }
 
+    /// Where the daemon of a node looks for CNI results; there is none unless a case makes it.
+    pub fn cni_cache(&self, node: usize) -> PathBuf {
+        std::env::temp_dir().join(format!("podlane-cni-{}", self.instance(node)))
+    }
+
     /// `podlane run` with the options of this testbed.
     ///
     /// # Errors
@@ -165,6 +171,7 @@ impl Bed {
         let mut run = self.podlane(node)?;
         run.args(["run", "--bridge", "cbr0", "--uplink", "eth0", "--instance", &self.instance(node)]);
         run.args(["--cluster-cidr", "10.244.0.0/16", "--cluster-cidr", "fd00:10:244::/48"]);
+        run.arg("--cni-cache").arg(self.cni_cache(node));
         if self.path == DataPath::Kernel {
             run.args(["--path", "kernel"]);
         }

@@ -18,7 +18,7 @@ use super::cni::CniNames;
 
 /// The pause between two looks where nobody tells of changes, and where the kernel does: a directory that was moved away and
 /// replaced is found by looking.
-const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(2);
 const LOOK_WATCHED: Duration = Duration::from_secs(60);
 /// The pause between two readings at least; also this many times as long as the last one took ([`SHARE`]), so that a directory
 /// that never rests costs at most a tenth of a processor.
