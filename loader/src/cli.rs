@@ -417,7 +417,9 @@ fn show_top(options: TopOptions, out: &mut impl Write, err: &mut impl Write) -> 
         interval: options.interval,
         filter: options.filter,
         is_coloured: wants_colours() && !options.no_color,
-        width: io::stdout().is_terminal().then(|| ratatui::crossterm::terminal::size().map_or(80, |size| size.0.into())),
+        width: io::stdout()
+            .is_terminal()
+            .then(|| ratatui::crossterm::terminal::size().map_or(80, |size| size.0.into())),
     };
     let result = match (options.once, options.batch) {
         (true, _) => top::print(&wish, 1, out),

@@ -166,7 +166,7 @@ pub struct Daemon {
     /// When FDB entries were last refreshed in the kernel, by activity index.
     refreshed_s: BTreeMap<u32, u32>,
     pub(crate) learned: u64,
-    names: Names,
+    pub(crate) names: Names,
     /// How long the last change of the kernel's tables, and the slowest, took to be in force.
     pub(crate) followed: Followed,
     control: Option<Control>,
@@ -586,10 +586,18 @@ impl Daemon {
         let Some(mut control) = self.control.take() else { return };
         control.serve(|request| match request {
             Request::Path { path, ports } => self.change_paths(&path, &ports),
-            Request::Trace(question) if question.may_resolve && self.resolve_ends(&question) => Response::Resolving,
+            Request::Trace(question) => self.trace(&question),
             other => report::answer(self, &other),
         });
         self.control = Some(control);
+    }
+
+    fn trace(&mut self, question: &Question) -> Response {
+        match report::locate(self, question) {
+            Ok(question) if question.may_resolve && self.resolve_ends(&question) => Response::Resolving,
+            Ok(question) => report::answer(self, &Request::Trace(question)),
+            Err(error) => Response::Error(error.to_string()),
+        }
     }
 
     /// Has the kernel find out the MAC addresses of those ends of a question that are pods here and that the node has not

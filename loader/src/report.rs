@@ -11,6 +11,7 @@ use crate::control::{Request, Response};
 use crate::daemon::Daemon;
 use crate::engine::{self, Engine};
 use crate::mirror::world::PortState;
+use crate::names::AmbiguousName;
 use crate::ports::{OpenPort, path_name};
 use crate::status::{
     Breakdown, ClusterSource, CopyMode, KernelProgram, LearningStatus, MirrorStatus, PortStatus, PortXdpMode, Refused,
@@ -26,21 +27,23 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
     match request {
         Request::Ping => Response::Pong { pid: std::process::id() },
         Request::Status => Response::Status(Box::new(status(daemon))),
-        Request::Trace(question) => match follow_packet(daemon, question) {
+        Request::Trace(question) => match trace::trace(question, &daemon.tables(), &names(daemon)) {
             Ok(trace) => Response::Trace(Box::new(trace)),
-            Err(sentence) => Response::Error(sentence),
+            Err(error) => Response::Error(error.to_string()),
         },
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
 }
 
-/// Answers a question whose ends may be pods by name.
-fn follow_packet(daemon: &Daemon, question: &trace::Question) -> Result<trace::Trace, String> {
-    let named: Vec<_> =
-        daemon.ports.open().map(|port| (port.link.name.clone(), daemon.pod_name(port))).collect();
-    let question = question.by_interfaces(&named).map_err(|error| error.to_string())?;
-    let trace = trace::trace(&question, &daemon.tables(), &names(daemon)).map_err(|error| error.to_string())?;
-    Ok(trace)
+/// A question whose ends are pods by name, with their interfaces or addresses instead.
+///
+/// # Errors
+/// If a name is that of several ports.
+pub fn locate(daemon: &Daemon, question: &trace::Question) -> Result<trace::Question, AmbiguousName> {
+    let named: Vec<_> = daemon.ports.open().map(|port| (port.link.name.clone(), daemon.pod_name(port))).collect();
+    let question = question.by_interfaces(&named)?;
+    let given = |interface: &str, ipv6: bool| daemon.names.address_of(interface, ipv6);
+    Ok(trace::with_addresses(&question, &daemon.tables(), &names(daemon), given))
 }
 
 /// The names of the open ports.

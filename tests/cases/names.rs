@@ -1,6 +1,7 @@
 //! Pods by name: from the runtime's CNI results and from aliases, in status, trace, top and metrics.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,17 +24,21 @@ impl Results {
     }
 
     /// What a runtime writes when a plugin has connected a pod.
-    fn write(&self, file: &str, name: [&str; 2], interface: &str) -> Result<()> {
+    fn write(&self, file: &str, name: [&str; 2], interface: &str, address: IpAddr) -> Result<()> {
         let [namespace, pod] = name;
         let result = json!({
             "kind": "cniCacheV1",
             "ifName": "eth0",
             "cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", namespace], ["K8S_POD_NAME", pod]],
-            "result": { "cniVersion": "1.0.0", "interfaces": [
-                { "name": "cbr0" },
-                { "name": interface },
-                { "name": "eth0", "sandbox": "/run/netns/cni-1" },
-            ]},
+            "result": {
+                "cniVersion": "1.0.0",
+                "interfaces": [
+                    { "name": "cbr0" },
+                    { "name": interface },
+                    { "name": "eth0", "sandbox": "/run/netns/cni-1" },
+                ],
+                "ips": [{ "address": format!("{address}/24"), "interface": 2 }],
+            },
         });
         Ok(fs::write(self.0.join(file), result.to_string())?)
     }
@@ -79,14 +84,12 @@ fn set_alias(bed: &Bed, alias: &str) -> Result<()> {
 
 /// Names come, change, win over each other and go; every command knows them.
 pub fn pods_by_name(bed: &mut Bed) -> Result<()> {
-    let way = bed.way("pod1", "pod2", Family::V4)?;
-    bed.warm_up(&way)?;
-    bed.warm_up(&super::back(bed, &way, Family::V4)?)?;
+    let [one, two, three] = ["pod1", "pod2", "pod3"].map(|pod| bed.address(pod, Family::V4));
     let results = Results::make(bed.cni_cache(1))?;
-    results.write("cbr0-1-eth0", ["shop", "cart-0"], "veth-pod1")?;
-    results.write("cbr0-2-eth0", ["kube-system", "coredns-5d78c9869d-x7k2p"], "veth-pod2")?;
+    results.write("cbr0-1-eth0", ["shop", "cart-0"], "veth-pod1", one?)?;
+    results.write("cbr0-2-eth0", ["kube-system", "coredns-5d78c9869d-x7k2p"], "veth-pod2", two?)?;
     // One that wants to be obeyed by a terminal, and one that nobody should wait for.
-    results.write("cbr0-3-eth0", ["shop", "\u{1b}[2Jcart"], "veth-pod3")?;
+    results.write("cbr0-3-eth0", ["shop", "\u{1b}[2Jcart"], "veth-pod3", three?)?;
     bed.exec("node1", &["mkfifo", path(&results.0.join("pipe"))?])?;
     let dns = ["kube-system", "coredns-5d78c9869d-x7k2p"];
     are_told(bed, &[("veth-pod1", Some(["shop", "cart-0"])), ("veth-pod2", Some(dns)), ("veth-pod3", None)])?;

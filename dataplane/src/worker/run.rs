@@ -111,3 +111,23 @@ fn obey<Q: QueueIo>(worker: &mut Worker<Q>, waiter: &Waiter, command: Command<Q>
     }
     worker.obey(command)
 }
+
+#[cfg(test)]
+mod busy_tests {
+    use super::*;
+
+    #[test]
+    fn time_without_packets_is_not_busy() {
+        let counters = WorkerCounters::default();
+        let mut busy = Busy { since_ns: 100, noted_ns: 0 };
+        busy.idle(150, false, &counters);
+        busy.idle(400, true, &counters);
+        busy.idle(1000, false, &counters);
+        assert_eq!(counters.busy_ns.get(), 250, "from the look that found nothing to the next one");
+        busy.idle(900, true, &counters);
+        assert_eq!(counters.busy_ns.get(), 250, "a clock that ran backwards adds nothing");
+        busy.note(7, &counters);
+        assert!(counters.busy_ns.get() > 250 && busy.noted_ns == 7);
+        assert!(busy.since_ns > 900, "what was written down is not counted again");
+    }
+}

@@ -12,10 +12,12 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use nix::libc;
 use serde::Deserialize;
 
@@ -29,31 +31,40 @@ pub const MOST_FILES: usize = 4096;
 pub const MOST_FILE_BYTES: u64 = 256 << 10;
 /// Bytes that are read in all.
 pub const MOST_BYTES: u64 = 32 << 20;
-/// Interfaces of one result that are looked at.
+/// Interfaces, and addresses, of one result that are looked at.
 pub const MOST_INTERFACES: usize = 16;
+
+/// A pod, as a result tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CniPod {
+    /// Its name.
+    pub name: PodName,
+    /// The addresses that it was given.
+    pub addresses: Vec<IpAddr>,
+}
 
 /// The pods by the host end of their veth.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CniNames {
-    names: HashMap<String, PodName>,
+    pods: HashMap<String, CniPod>,
     /// Files that were left out: too many, too large, unreadable, or no result with a name.
     pub left_out: usize,
 }
 
 impl CniNames {
     /// The pod at the other end of an interface of this node.
-    pub fn get(&self, interface: &str) -> Option<&PodName> {
-        self.names.get(interface)
+    pub fn get(&self, interface: &str) -> Option<&CniPod> {
+        self.pods.get(interface)
     }
 
     /// Interfaces with a name.
     pub fn len(&self) -> usize {
-        self.names.len()
+        self.pods.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.pods.is_empty()
     }
 
     /// Reads a directory. Where two files tell of the same interface, the newer one is right: an interface's name may have been
@@ -69,9 +80,9 @@ impl CniNames {
             let file = entry.ok().filter(|_| index < MOST_FILES).and_then(|entry| read_file(&entry.path(), budget));
             let told = file.and_then(|(modified, text)| {
                 budget = budget.saturating_sub(text.len() as u64);
-                understand(&text).map(|(name, interfaces)| (modified, name, interfaces))
+                understand(&text).map(|(pod, interfaces)| (modified, pod, interfaces))
             });
-            let Some((modified, name, interfaces)) = told else {
+            let Some((modified, pod, interfaces)) = told else {
                 found.left_out += 1;
                 if index >= MOST_FILES {
                     break;
@@ -81,7 +92,7 @@ impl CniNames {
             for interface in interfaces {
                 if newest.get(&interface).is_none_or(|known| *known <= modified) {
                     newest.insert(interface.clone(), modified);
-                    found.names.insert(interface, name.clone());
+                    found.pods.insert(interface, pod.clone());
                 }
             }
         }
@@ -113,6 +124,14 @@ struct CachedInfo {
 struct CachedResult {
     #[serde(default)]
     interfaces: Option<Vec<CachedInterface>>,
+    #[serde(default)]
+    ips: Option<Vec<CachedAddress>>,
+}
+
+#[derive(Deserialize)]
+struct CachedAddress {
+    /// With the length of its network.
+    address: String,
 }
 
 #[derive(Deserialize)]
@@ -123,7 +142,7 @@ struct CachedInterface {
 }
 
 /// The pod of a file, and its interfaces on the node.
-fn understand(text: &[u8]) -> Option<(PodName, Vec<String>)> {
+fn understand(text: &[u8]) -> Option<(CniPod, Vec<String>)> {
     let info: CachedInfo = serde_json::from_slice(text).ok()?;
     if info.kind != "cniCacheV1" {
         return None;
@@ -133,5 +152,7 @@ fn understand(text: &[u8]) -> Option<(PodName, Vec<String>)> {
     let name = PodName::checked(argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME")?, NamedBy::Cni)?;
     let interfaces = info.result.interfaces.unwrap_or_default();
     let on_node = interfaces.into_iter().take(MOST_INTERFACES).filter(|interface| interface.sandbox.is_empty());
-    Some((name, on_node.map(|interface| interface.name).collect()))
+    let addresses = info.result.ips.unwrap_or_default().into_iter().take(MOST_INTERFACES);
+    let addresses = addresses.filter_map(|told| told.address.parse::<IpNet>().ok()).map(|network| network.addr());
+    Some((CniPod { name, addresses: addresses.collect() }, on_node.map(|interface| interface.name).collect()))
 }

@@ -11,6 +11,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -153,8 +154,14 @@ impl Names {
 
     /// The name of the pod behind an interface.
     pub fn of(&self, interface: Interface<'_>) -> Option<PodName> {
-        let of_cni = || self.cni.as_ref()?.known().get(interface.name).cloned();
+        let of_cni = || self.cni.as_ref()?.known().get(interface.name).map(|pod| pod.name.clone());
         PodName::from_alias(interface.alias).or_else(of_cni)
+    }
+
+    /// The first address of this family that the pod behind an interface was given.
+    pub fn address_of(&self, interface: &str, ipv6: bool) -> Option<IpAddr> {
+        let known = self.cni.as_ref()?.known();
+        known.get(interface)?.addresses.iter().find(|address| address.is_ipv6() == ipv6).copied()
     }
 
     /// Logs the names that are new among those of all pods' interfaces.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::cni::{CniNames, MOST_FILE_BYTES, MOST_FILES, MOST_INTERFACES};
+use super::cni::{CniNames, CniPod, MOST_FILE_BYTES, MOST_FILES, MOST_INTERFACES};
 use super::*;
 
 /// A file as libcni writes it for a pod of Kubernetes.
@@ -32,7 +32,8 @@ pub(crate) fn cached(namespace: &str, pod: &str, interface: &str) -> Value {
                 { "name": interface, "mac": "02:00:00:00:00:02" },
                 { "name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/var/run/netns/cni-1" },
             ],
-            "ips": [{ "address": "10.244.1.2/24", "gateway": "10.244.1.1", "interface": 2 }],
+            "ips": [{ "address": "10.244.1.2/24", "gateway": "10.244.1.1", "interface": 2 }, { "address": "what" },
+                { "address": "fd00:10:244:1::2/64" }],
         },
     })
 }
@@ -57,7 +58,11 @@ fn a_pod_is_found_by_the_host_end_of_its_veth() {
     unnamed["cniArgs"] = json!([["IgnoreUnknown", "1"]]);
     write(directory.path(), "cbr0-5a-eth0", unnamed.to_string());
     let names = CniNames::read(directory.path()).unwrap();
-    assert_eq!(names.get("veth1a"), Some(&name(Some("shop"), "cart-0", NamedBy::Cni)));
+    let pod = CniPod {
+        name: name(Some("shop"), "cart-0", NamedBy::Cni),
+        addresses: vec!["10.244.1.2".parse().unwrap(), "fd00:10:244:1::2".parse().unwrap()],
+    };
+    assert_eq!(names.get("veth1a"), Some(&pod));
     assert_eq!((names.get("veth2"), names.get("eth0"), names.left_out), (None, None, 1));
 }
 
@@ -70,7 +75,7 @@ fn the_newer_of_two_files_is_right() {
         file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
     }
     let names = CniNames::read(directory.path()).unwrap();
-    assert_eq!(names.get("veth1").map(|name| name.pod.as_str()), Some("young"));
+    assert_eq!(names.get("veth1").map(|pod| pod.name.pod.as_str()), Some("young"));
 }
 
 /// Every file is left out, none is waited for, and the good one among them is read.
@@ -113,7 +118,7 @@ fn rubbish_costs_nothing_but_names() {
     let names = CniNames::read(path).unwrap();
     assert_eq!(names.left_out, bad.len() + 4);
     assert_eq!((names.get("vethbad"), names.len()), (None, 2), "the good file's, with its bridge");
-    assert_eq!(names.get("vethgood").map(ToString::to_string).as_deref(), Some("shop/cart-0"));
+    assert_eq!(names.get("vethgood").map(|pod| pod.name.to_string()).as_deref(), Some("shop/cart-0"));
 }
 
 #[test]
@@ -212,9 +217,9 @@ proptest! {
         write(directory.path(), "text", cached(&value, &value, "veth1").to_string());
         let names = CniNames::read(directory.path()).unwrap();
         match names.get("veth1") {
-            Some(name) => {
+            Some(pod) => {
                 prop_assert!(is_name(&value));
-                prop_assert_eq!(name.to_string(), format!("{}/{}", value, value));
+                prop_assert_eq!(pod.name.to_string(), format!("{}/{}", value, value));
             }
             None => prop_assert!(!is_name(&value)),
         }

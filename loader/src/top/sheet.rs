@@ -188,7 +188,13 @@ impl Sheet {
         for (place, (index, width)) in fit.iter().enumerate() {
             let column = &self.columns[*index];
             let mark = match sorted {
-                Some((by, reversed)) if by == *index => if reversed { "^" } else { "v" },
+                Some((by, reversed)) if by == *index => {
+                    if reversed {
+                        "^"
+                    } else {
+                        "v"
+                    }
+                }
                 _ => "",
             };
             let title = cut(&format!("{}{mark}", column.title), *width);

@@ -124,7 +124,9 @@ fn follow(
                 is_stale = true;
             }
             Err(TryRecvError::Empty) => {}
-            Err(TryRecvError::Disconnected) => return Err(io::Error::other("the thread that asks the daemon has ended")),
+            Err(TryRecvError::Disconnected) => {
+                return Err(io::Error::other("the thread that asks the daemon has ended"));
+            }
         }
         if is_stale {
             terminal.draw(|frame| draw(frame, app, theme))?;

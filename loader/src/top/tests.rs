@@ -161,7 +161,10 @@ fn colours_are_used_only_where_they_may_be() {
 fn rates_are_what_changed_by_the_daemons_time() {
     let rates = between(Some(&before()), &after());
     let web = &rates.ports[1];
-    assert_eq!((web.label.as_str(), web.rx_packets, web.rx_bits), ("shop/web-0", Some(800_000.0), Some(9_689_600_000.0)));
+    assert_eq!(
+        (web.label.as_str(), web.rx_packets, web.rx_bits),
+        ("shop/web-0", Some(800_000.0), Some(9_689_600_000.0))
+    );
     assert_eq!((web.tx_packets, web.tx_bits, web.dropped), (Some(10.0), Some(8000.0), Some(500.0)));
     assert_eq!(web.drop_reason, "tx_ring_full");
     let worker = &rates.workers[0];
@@ -368,7 +371,10 @@ fn columns_give_way_by_rank_and_the_first_takes_the_rest() {
     assert_eq!(fit(13), [(0, 8), (2, 4)]);
     assert_eq!(fit(1), [(0, 4)]);
     let line = sheet.line(&row, &fit(14));
-    assert_eq!(line, [("a…gh".to_owned(), Tone::Plain), ("    1".to_owned(), Tone::Plain), ("    -".to_owned(), Tone::Plain)]);
+    assert_eq!(
+        line,
+        [("a…gh".to_owned(), Tone::Plain), ("    1".to_owned(), Tone::Plain), ("    -".to_owned(), Tone::Plain)]
+    );
     assert_eq!(sheet.header(&fit(14), Some((1, true))), "A      B^    C");
 }
 

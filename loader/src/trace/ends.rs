@@ -47,11 +47,7 @@ impl FirstHop {
 
 /// Finds both ends.
 pub fn find(question: &Question, tables: &Tables, names: &Names) -> Result<Ends, TraceError> {
-    let address = |word: &str| word.parse::<IpAddr>().ok();
-    let ipv6 = match (address(&question.from), address(&question.to)) {
-        (Some(one), _) | (None, Some(one)) => one.is_ipv6(),
-        (None, None) => question.ipv6,
-    };
+    let ipv6 = is_ipv6(question);
     let resolve = |word: &str| address(word).map_or_else(|| behind(word, ipv6, tables, names), Ok);
     let (from, to) = (resolve(&question.from)?, resolve(&question.to)?);
     if from.is_ipv4() != to.is_ipv4() {
@@ -71,8 +67,18 @@ pub fn find(question: &Question, tables: &Tables, names: &Names) -> Result<Ends,
     Ok(Ends { from, to, ingress, source_mac, first_hop, is_remote })
 }
 
+fn address(word: &str) -> Option<IpAddr> {
+    word.parse().ok()
+}
+
+/// The family of a question: that of the address in it, if there is one.
+pub fn is_ipv6(question: &Question) -> bool {
+    let named = address(&question.from).or_else(|| address(&question.to));
+    named.map_or(question.ipv6, |address| address.is_ipv6())
+}
+
 /// The address of the pod behind the interface of this name.
-fn behind(name: &str, ipv6: bool, tables: &Tables, names: &Names) -> Result<IpAddr, TraceError> {
+pub fn behind(name: &str, ipv6: bool, tables: &Tables, names: &Names) -> Result<IpAddr, TraceError> {
     let port = names.iter().find(|(_, known)| *known == name).map(|(port, _)| *port);
     let port = port.ok_or_else(|| TraceError::Unknown(name.to_owned()))?;
     if tables.ports.get(port).is_some_and(|port| port.kind != PortKind::Pod) {

@@ -204,6 +204,24 @@ pub enum TraceError {
 /// Names of the daemon's ports.
 pub type Names = BTreeMap<PortId, String>;
 
+/// The same question with an address for each end that is an interface behind which none is known; `given` tells those that
+/// pods were given, by interface and whether it is of IPv6.
+pub fn with_addresses(
+    question: &Question,
+    tables: &Tables,
+    names: &Names,
+    given: impl Fn(&str, bool) -> Option<IpAddr>,
+) -> Question {
+    let ipv6 = ends::is_ipv6(question);
+    let end = |word: &String| {
+        let nobody = word.parse::<IpAddr>().is_err()
+            && matches!(ends::behind(word, ipv6, tables, names), Err(TraceError::Nobody { .. }));
+        let address = if nobody { given(word, ipv6) } else { None };
+        address.map_or_else(|| word.clone(), |address| address.to_string())
+    };
+    Question { from: end(&question.from), to: end(&question.to), ..question.clone() }
+}
+
 /// The ends of a question that are on the bridge's own subnet and whose MAC address the node does not know.
 pub fn unresolved(question: &Question, tables: &Tables) -> Vec<IpAddr> {
     let ends = [&question.from, &question.to].into_iter().filter_map(|word| word.parse().ok());
