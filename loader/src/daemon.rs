@@ -17,6 +17,7 @@ use podlane_dataplane::limits;
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
 
 use crate::bpf::{BpfError, Steering, XdpMode};
+use crate::carry::{self, Carried, Identity};
 use crate::compile::{Compiler, Input, PortAssignment, PortWish, Wanted, host_port_mtu, wanted_ports};
 use crate::config::{ChecksumMetadata, Config, PathChoice};
 use crate::control::{Control, ControlError, PortPath, Request, Response};
@@ -24,6 +25,7 @@ use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read_switches};
 use crate::large::{self, Large};
 use crate::metrics;
+use crate::mirror::world::World;
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::ports::{Candidate, PathPolicy, Ports, path_name};
 use crate::report;
@@ -111,6 +113,15 @@ fn raise_session() {
     }
 }
 
+/// By what the counters of an interface of this name and index are known again; `None` if it is gone.
+fn identity(world: &World, name: &str, ifindex: u32) -> Option<Identity> {
+    if name == host_port_names().near {
+        return Some(Identity::own(name));
+    }
+    let link = world.links.get(&ifindex).filter(|link| link.name == name)?;
+    Some(Identity::interface(name, ifindex, link.mac))
+}
+
 /// The host port's names.
 fn host_port_names() -> HostPortNames<'static> {
     HostPortNames::default()
@@ -135,6 +146,7 @@ impl Followed {
 pub struct Daemon {
     pub(crate) config: Config,
     pub(crate) started: Instant,
+    pub(crate) start_time_s: f64,
     pub(crate) mirror: Mirror,
     kernel: Kernel,
     pub(crate) steering: Steering,
@@ -161,6 +173,8 @@ pub struct Daemon {
     pub(crate) learned: u64,
     /// How long the last change of the kernel's tables, and the slowest, took to be in force.
     pub(crate) followed: Followed,
+    /// What earlier daemons counted.
+    pub(crate) carried: Carried,
     control: Option<Control>,
     /// Ends with the daemon.
     metrics: Option<metrics::http::Server>,
@@ -170,6 +184,7 @@ pub struct Daemon {
 impl Daemon {
     fn start(config: Config) -> Result<Self, RunError> {
         let control = Control::open(config.instance.as_str())?;
+        let carried = Carried::open(config.instance.as_str());
         let mut mirror = Mirror::open()?;
         mirror.dump()?;
         let mut kernel = Kernel::open()?;
@@ -214,6 +229,7 @@ impl Daemon {
         let now = Instant::now();
         let mut daemon = Daemon {
             started: now,
+            start_time_s: carry::unix_s(),
             mirror,
             kernel,
             steering,
@@ -234,6 +250,7 @@ impl Daemon {
             refreshed_s: BTreeMap::new(),
             learned: 0,
             followed: Followed::default(),
+            carried,
             control: Some(control),
             metrics: None,
             last_upkeep: now,
@@ -253,6 +270,8 @@ impl Daemon {
         }
         let ports = self.ports.open().count() - 1;
         let generation = self.tables().generation;
+        // A kill from here on is one of a running daemon.
+        self.save_counters(false);
         self.start_metrics();
         tracing::info!("podlane is ready: {ports} ports, workers: {}, tables {generation}", self.config.workers());
         loop {
@@ -310,14 +329,13 @@ impl Daemon {
         let moved = changes.intersects(Changes::LINKS) && self.reconcile();
         self.publish(changes)?;
         if moved {
-            let Some(engine) = &mut self.engine else { return Ok(()) };
-            self.ports.finish(engine, &mut self.steering, &mut self.kernel);
+            self.finish_ports();
             // A port that was closed only to be opened anew (its queues changed) can be opened now.
             if self.reconcile() {
                 self.publish(Changes::NONE)?;
-                let Some(engine) = &mut self.engine else { return Ok(()) };
-                self.ports.finish(engine, &mut self.steering, &mut self.kernel);
+                self.finish_ports();
             }
+            self.claim_counters();
         }
         if changes.intersects(Changes::LINKS) {
             self.follow_bridge();
@@ -325,6 +343,31 @@ impl Daemon {
             self.follow_mtu();
         }
         Ok(())
+    }
+
+    /// What was counted for ports that are closed now is kept for the case that they come back.
+    fn finish_ports(&mut self) {
+        let Some(engine) = &mut self.engine else { return };
+        for port in self.ports.finish(engine, &mut self.steering, &mut self.kernel) {
+            let own = report::port_counts(engine, &self.steering, port.id, port.switches, port.socket_drops);
+            let identity = identity(self.mirror.world(), &port.link.name, port.link.ifindex);
+            self.carried.release(port.id, identity, own);
+        }
+    }
+
+    fn claim_counters(&mut self) {
+        for port in self.ports.open() {
+            if let Some(identity) = identity(self.mirror.world(), &port.link.name, port.link.ifindex) {
+                self.carried.claim(port.id, &identity);
+            }
+        }
+    }
+
+    /// `ended`: nothing is counted any more.
+    fn save_counters(&mut self, ended: bool) {
+        let status = report::status(self, false);
+        let world = self.mirror.world();
+        self.carried.save(&status, |name, ifindex| identity(world, name, ifindex), ended);
     }
 
     /// After the ports are on their paths: what takes the kernel path now may get larger sizes.
@@ -521,6 +564,9 @@ impl Daemon {
         }
         self.catch_up();
         self.keep_entries_alive();
+        if self.carried.is_due() {
+            self.save_counters(false);
+        }
         Ok(())
     }
 
@@ -564,7 +610,15 @@ impl Daemon {
         control.serve(|request| match request {
             Request::Path { path, ports } => self.change_paths(&path, &ports),
             Request::Trace(question) if question.may_resolve && self.resolve_ends(&question) => Response::Resolving,
-            other => report::answer(self, &other),
+            other => {
+                let answer = report::answer(self, &other);
+                if let Response::Status(status) = &answer {
+                    // What was told must not be less tomorrow, whatever becomes of this daemon.
+                    let world = self.mirror.world();
+                    self.carried.save(status, |name, ifindex| identity(world, name, ifindex), false);
+                }
+                answer
+            }
         });
         self.control = Some(control);
     }
@@ -650,6 +704,7 @@ impl Daemon {
     fn shut_down(&mut self) {
         self.ports.detach_all(&mut self.steering, &mut self.kernel);
         self.drain();
+        self.save_counters(true);
         self.large.end();
         self.publisher.publish(Tables::default());
         if let Some(engine) = self.engine.take() {

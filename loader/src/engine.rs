@@ -17,7 +17,7 @@ use podlane_dataplane::afxdp::{
 use podlane_dataplane::table::learn::LearnReport;
 use podlane_dataplane::table::{Activity, Publisher};
 use podlane_dataplane::worker::{
-    Command, Egress, FrameCount, FramePool, Handoff, Homes, IdlePolicy, LEARN_QUEUE, Worker, WorkerCounters,
+    Command, Counter, Egress, FrameCount, FramePool, Handoff, Homes, IdlePolicy, LEARN_QUEUE, PortCounters, Worker, WorkerCounters,
     WorkerParts, capacity, run,
 };
 use podlane_dataplane::{PortId, limits};
@@ -135,7 +135,32 @@ struct WorkerHandle {
     waker: Waker,
     counters: Arc<WorkerCounters>,
     activity: Arc<Activity>,
+    /// What it counted for ports whose number was handed out again.
+    retired: WorkerTotals,
     thread: JoinHandle<()>,
+}
+
+/// What a worker counted for all ports together, those that are gone included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkerTotals {
+    /// Packets received.
+    pub rx: u64,
+    /// Of these, forwarded.
+    pub forwarded: u64,
+    /// Of these, handed to the kernel.
+    pub kernel: u64,
+    /// Of these, dropped.
+    pub dropped: u64,
+}
+
+impl WorkerTotals {
+    fn add(&mut self, port: &PortCounters) {
+        let sum = |counters: &[Counter]| counters.iter().map(Counter::get).sum::<u64>();
+        self.rx += port.rx.get();
+        self.forwarded += port.forwarded.get();
+        self.kernel += sum(&port.kernel);
+        self.dropped += sum(&port.dropped);
+    }
 }
 
 /// The running engine.
@@ -222,7 +247,7 @@ impl Engine {
                 .name(format!("podlane-w{id}"))
                 .spawn(move || run(worker, reader, heartbeat, waiter, idle, Some(cpu)))
                 .map_err(|source| EngineError::Thread { worker: id, source })?;
-            self.workers.push(WorkerHandle { cpu, commands, waker, counters, activity, thread });
+            self.workers.push(WorkerHandle { cpu, commands, waker, counters, activity, retired: WorkerTotals::default(), thread });
         }
         Ok(())
     }
@@ -250,7 +275,8 @@ impl Engine {
                 }
             }
         }
-        for worker in &self.workers {
+        for worker in &mut self.workers {
+            worker.retired.add(worker.counters.port(port));
             worker.counters.port(port).reset();
         }
         let open = sockets
@@ -417,6 +443,14 @@ impl Engine {
         let worker = &self.workers[index];
         let age_ns = clock::coarse_ns().saturating_sub(self.heartbeats.worker(index).last_ns());
         (worker.cpu, &worker.counters, age_ns)
+    }
+
+    /// What a worker counted, over all ports.
+    pub fn totals(&self, index: usize) -> WorkerTotals {
+        let worker = &self.workers[index];
+        let mut totals = worker.retired;
+        (0..limits::MAX_PORTS).for_each(|port| totals.add(worker.counters.port(PortId(port as u16))));
+        totals
     }
 
     /// Queues that a worker owns.

@@ -200,6 +200,11 @@ const fn drop_advice(reason: DropReason) -> (&'static str, &'static str) {
             "A driver that cuts packets into more pieces than an skb could have.",
             "Report it with the driver's name; `path = \"kernel\"` for that port avoids it.",
         ),
+        DropReason::DaemonEnded => (
+            "Podlane was restarted under traffic, was killed, or a port was closed. After a kill it is the most there can have \
+             been: counts of the last moment are lost.",
+            "Nothing, unless it comes with every restart in thousands: then workers do not keep up.",
+        ),
         DropReason::PortBlocked => {
             ("A port was isolated, blocked or moved while frames were on their way.", "Nothing, unless it goes on.")
         }

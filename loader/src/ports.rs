@@ -17,6 +17,7 @@ use crate::bpf::{AttachError, Steering, XdpMode};
 use crate::config::PathChoice;
 use crate::engine::{Engine, EngineError, OpenQueue};
 use crate::kernel::Kernel;
+use crate::status::SocketDrops;
 
 /// How long a port that could not be opened waits before the next attempt; doubled each time up to [`RETRY_MOST`].
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -53,10 +54,38 @@ pub struct OpenPort {
     pub path: Path,
     /// Why that one, as a clause.
     pub why_path: String,
+    /// Times that it changed its path.
+    pub switches: u64,
     /// It changed its path, and the other path's program is still there.
     switching: bool,
     /// We switched generic receive offload on.
     own_gro: bool,
+}
+
+impl OpenPort {
+    /// Steered packets that its sockets could not take so far.
+    pub fn socket_drops(&self) -> SocketDrops {
+        let mut drops = SocketDrops::default();
+        for queue in &self.queues {
+            let statistics = queue.handle.statistics();
+            drops.rx_ring_full += statistics.rx_ring_full;
+            drops.fill_ring_empty += statistics.rx_dropped;
+        }
+        drops
+    }
+}
+
+/// A port that was closed. The counters of its number are still what they were.
+#[derive(Debug)]
+pub struct Closed {
+    /// Its number.
+    pub id: PortId,
+    /// The link.
+    pub link: Candidate,
+    /// Times that it changed its path.
+    pub switches: u64,
+    /// Steered packets that its sockets could not take.
+    pub socket_drops: SocketDrops,
 }
 
 /// Which path each port should take.
@@ -138,6 +167,7 @@ impl Ports {
             link: host,
             path: Path::AfXdp,
             why_path: "workers send through it only".to_owned(),
+            switches: 0,
             switching: false,
             own_gro: false,
         };
@@ -156,6 +186,11 @@ impl Ports {
     /// Open ports, by interface.
     pub fn open(&self) -> impl Iterator<Item = &OpenPort> {
         self.open.values()
+    }
+
+    /// Open ports, and those that are being closed.
+    pub fn counted(&self) -> impl Iterator<Item = &OpenPort> {
+        self.open.values().chain(&self.closing)
     }
 
     /// The open port with this number.
@@ -248,6 +283,7 @@ impl Ports {
                 Ok(mode) => {
                     tracing::info!(interface = port.link.name, path = path_name(path), "{why}");
                     (port.path, port.xdp_mode, port.why_path, port.switching) = (path, mode, why, true);
+                    port.switches += 1;
                     changed = true;
                 }
                 Err(error) => {
@@ -314,7 +350,9 @@ impl Ports {
         }
         let queues = opened?;
         self.taken[id.index()] = true;
-        Ok(OpenPort { id, link: link.clone(), queues, xdp_mode, path, why_path, switching: false, own_gro: false })
+        let link = link.clone();
+        let (switching, own_gro) = (false, false);
+        Ok(OpenPort { id, link, queues, xdp_mode, path, why_path, switches: 0, switching, own_gro })
     }
 
     fn open_sockets(
@@ -363,25 +401,30 @@ impl Ports {
         self.closing.push(port);
     }
 
-    /// The second half of closing and of changing a path, after tables were published that say so.
-    pub fn finish(&mut self, engine: &mut Engine, steering: &mut Steering, kernel: &mut Kernel) {
+    /// The second half of closing and of changing a path, after tables were published that say so. Returns what was closed.
+    pub fn finish(&mut self, engine: &mut Engine, steering: &mut Steering, kernel: &mut Kernel) -> Vec<Closed> {
         for port in self.open.values_mut().filter(|port| port.switching) {
             port.switching = false;
             keep_polling(port, kernel);
             let other = if port.path == Path::AfXdp { Path::Kernel } else { Path::AfXdp };
             detach(&port.link, other, steering);
         }
+        let mut closed = Vec::new();
         for mut port in std::mem::take(&mut self.closing) {
             stop_polling(&mut port, kernel);
+            // Nothing is steered to the sockets any more, and their counts go with them.
+            let socket_drops = port.socket_drops();
             match engine.close_port(port.id, port.queues) {
                 Ok(()) => {
                     self.taken[port.id.index()] = false;
                     tracing::info!(port = %port.id, interface = port.link.name, "port closed");
+                    closed.push(Closed { id: port.id, link: port.link, switches: port.switches, socket_drops });
                 }
                 // Its number stays taken: a stuck worker may still hold its frames.
                 Err(error) => tracing::error!(%error, interface = port.link.name, "closing a port"),
             }
         }
+        closed
     }
 
     /// Takes the programs off every port, for good.

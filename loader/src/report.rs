@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use podlane_dataplane::table::{PortKind, Tables};
-use podlane_dataplane::worker::{Counter, FrameCount};
+use podlane_dataplane::worker::{FrameCount, PortCounters};
 use podlane_dataplane::{PortId, limits};
 
-use crate::bpf::{TcKind, XdpMode};
+use crate::bpf::{Steering, TcKind, XdpMode};
+use crate::carry::PortSums;
 use crate::control::{Request, Response};
 use crate::daemon::Daemon;
 use crate::engine::Engine;
@@ -14,7 +15,7 @@ use crate::mirror::world::PortState;
 use crate::ports::{OpenPort, path_name};
 use crate::status::{
     Breakdown, ClusterSource, CopyMode, KernelProgram, LearningStatus, MirrorStatus, PortStatus, PortXdpMode, Refused,
-    RoutingStatus, SCHEMA, SocketDrops, Status, TablesStatus, UmemStatus, WorkerStatus,
+    ResidenceStatus, RoutingStatus, SCHEMA, SocketDrops, Status, TablesStatus, UmemStatus, WorkerStatus,
 };
 use crate::trace;
 
@@ -25,7 +26,7 @@ const AUDITS: usize = 5;
 pub fn answer(daemon: &Daemon, request: &Request) -> Response {
     match request {
         Request::Ping => Response::Pong { pid: std::process::id() },
-        Request::Status => Response::Status(Box::new(status(daemon))),
+        Request::Status => Response::Status(Box::new(status(daemon, true))),
         Request::Trace(question) => match trace::trace(question, &daemon.tables(), &names(daemon)) {
             Ok(trace) => Response::Trace(Box::new(trace)),
             Err(error) => Response::Error(error.to_string()),
@@ -39,13 +40,15 @@ fn names(daemon: &Daemon) -> BTreeMap<PortId, String> {
     daemon.ports.open().map(|port| (port.id, port.link.name.clone())).collect()
 }
 
-fn status(daemon: &Daemon) -> Status {
+/// Everything about the daemon. `audit` has the workers count their frames, which waits for them; without, `umem` is empty.
+pub fn status(daemon: &Daemon, audit: bool) -> Status {
     let config = &daemon.config;
     let tables = daemon.tables();
     let engine = daemon.engine.as_ref();
     let mut notes = config.notes.clone();
     notes.extend(mode_notes(daemon).map(str::to_owned));
     notes.extend(daemon.large.notes().map(str::to_owned));
+    notes.extend(daemon.carried.note());
     notes.extend(daemon.notes.iter().cloned());
     let mut status = Status {
         schema: SCHEMA,
@@ -53,6 +56,7 @@ fn status(daemon: &Daemon) -> Status {
         instance: config.instance.to_string(),
         pid: std::process::id(),
         uptime_s: daemon.started.elapsed().as_secs_f64(),
+        start_time_s: daemon.start_time_s,
         path: daemon.path_choice().word().to_owned(),
         kernel_program: match daemon.steering.tc_kind() {
             TcKind::Tcx => KernelProgram::Tcx,
@@ -73,11 +77,13 @@ fn status(daemon: &Daemon) -> Status {
         ports: engine.map(|engine| ports(daemon, engine, &tables)).unwrap_or_default(),
         refused: refused(daemon),
         tables: table_sizes(&tables),
-        umem: engine.map(umem).unwrap_or_default(),
+        umem: engine.filter(|_| audit).map(umem).unwrap_or_default(),
         mirror: mirror(daemon),
         learning: engine.map(|engine| learning(daemon, engine)).unwrap_or_default(),
+        counters: Default::default(),
         accounts_balance: false,
     };
+    daemon.carried.add_to(&mut status);
     status.accounts_balance = status.balances();
     status
 }
@@ -112,24 +118,23 @@ fn workers(engine: &Engine) -> Vec<WorkerStatus> {
     (0..engine.workers())
         .map(|id| {
             let (cpu, counters, age_ns) = engine.worker(id);
-            let total = |of: &dyn Fn(&podlane_dataplane::worker::PortCounters) -> u64| -> u64 {
-                (0..limits::MAX_PORTS).map(|port| of(counters.port(PortId(port as u16)))).sum()
-            };
-            let sum = |counters: &[Counter]| counters.iter().map(Counter::get).sum::<u64>();
+            let totals = engine.totals(id);
             WorkerStatus {
                 id: id as u32,
                 cpu: cpu as u32,
                 heartbeat_age_ms: age_ns as f64 / 1e6,
-                rx: total(&|port| port.rx.get()),
-                forwarded: total(&|port| port.forwarded.get()),
-                kernel: total(&|port| sum(&port.kernel)),
-                dropped: total(&|port| sum(&port.dropped)),
+                rx: totals.rx,
+                forwarded: totals.forwarded,
+                kernel: totals.kernel,
+                dropped: totals.dropped,
                 batches: counters.batches.get(),
                 sleeps: counters.sleeps.get(),
                 wakeups: counters.wakeups.get(),
                 tx_syscalls: counters.tx_syscalls.get(),
                 handoff_out: counters.handoff_out.get(),
                 handoff_in: counters.handoff_in.get(),
+                fill_starved: counters.fill_starved.get(),
+                residence: ResidenceStatus::of(&counters.residence),
                 ports: engine.queues_of(id) as u32,
             }
         })
@@ -138,27 +143,14 @@ fn workers(engine: &Engine) -> Vec<WorkerStatus> {
 
 fn ports(daemon: &Daemon, engine: &Engine, tables: &Tables) -> Vec<PortStatus> {
     let mut ports: Vec<PortStatus> =
-        daemon.ports.open().map(|port| port_status(daemon, engine, tables, port)).collect();
+        daemon.ports.counted().map(|port| port_status(daemon, engine, tables, port)).collect();
     ports.sort_by_key(|port| port.id);
     ports
 }
 
 fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPort) -> PortStatus {
     let entry = tables.ports.get(port.id);
-    let program = daemon.steering.counters(port.id).unwrap_or_default();
-    let workers: Vec<_> = (0..engine.workers()).map(|id| engine.worker(id).1.port(port.id)).collect();
-    let total = |of: &dyn Fn(&podlane_dataplane::worker::PortCounters) -> u64| -> u64 {
-        workers.iter().map(|counters| of(counters)).sum()
-    };
-    let each = |count: usize, of: &dyn Fn(&podlane_dataplane::worker::PortCounters, usize) -> u64| -> Vec<u64> {
-        (0..count).map(|index| total(&|counters| of(counters, index))).collect()
-    };
-    let mut drops = SocketDrops::default();
-    for queue in &port.queues {
-        let statistics = queue.handle.statistics();
-        drops.rx_ring_full += statistics.rx_ring_full;
-        drops.fill_ring_empty += statistics.rx_dropped;
-    }
+    let counted = port_counts(engine, &daemon.steering, port.id, port.switches, port.socket_drops());
     let mode = engine.mode();
     let (state, why) = state(daemon, port, entry.is_some_and(|entry| entry.forwarding));
     PortStatus {
@@ -182,13 +174,50 @@ fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPor
         big_tcp: daemon.large.big_tcp(port.link.ifindex),
         local_mtu: daemon.large.local_mtu(port.link.ifindex),
         why,
+        path_switches: counted.path_switches,
+        rx_packets: counted.rx_packets,
+        rx_bytes: counted.rx_bytes,
+        steered: counted.steered,
+        repeated: counted.repeated,
+        repeated_bytes: counted.repeated_bytes,
+        passed: counted.passed,
+        socket_drops: counted.socket_drops,
+        worker_rx: counted.worker_rx,
+        forwarded: counted.forwarded,
+        forwarded_bytes: counted.forwarded_bytes,
+        kernel: counted.kernel,
+        dropped: counted.dropped,
+        tx_packets: counted.tx_packets,
+        tx_bytes: counted.tx_bytes,
+        repeated_out: counted.repeated_out,
+        repeated_out_bytes: counted.repeated_out_bytes,
+        tx_dropped: counted.tx_dropped,
+    }
+}
+
+/// What this daemon has counted for a port, by the program and by the workers.
+pub fn port_counts(
+    engine: &Engine,
+    steering: &Steering,
+    port: PortId,
+    path_switches: u64,
+    socket_drops: SocketDrops,
+) -> PortSums {
+    let program = steering.counters(port).unwrap_or_default();
+    let workers: Vec<_> = (0..engine.workers()).map(|id| engine.worker(id).1.port(port)).collect();
+    let total = |of: &dyn Fn(&PortCounters) -> u64| -> u64 { workers.iter().map(|counters| of(counters)).sum() };
+    let each = |count: usize, of: &dyn Fn(&PortCounters, usize) -> u64| -> Vec<u64> {
+        (0..count).map(|index| total(&|counters| of(counters, index))).collect()
+    };
+    PortSums {
+        path_switches,
+        socket_drops,
         rx_packets: program.rx_packets,
         rx_bytes: program.rx_bytes,
         steered: program.steered,
         repeated: program.repeated,
         repeated_bytes: program.repeated_bytes,
         passed: Breakdown::passes(&program.passed),
-        socket_drops: drops,
         worker_rx: total(&|counters| counters.rx.get()),
         forwarded: total(&|counters| counters.forwarded.get()),
         forwarded_bytes: total(&|counters| counters.forwarded_bytes.get()),
@@ -234,7 +263,9 @@ fn refused(daemon: &Daemon) -> Vec<Refused> {
 fn table_sizes(tables: &Tables) -> TablesStatus {
     TablesStatus {
         generation: tables.generation,
+        publications: tables.generation,
         ports: tables.ports.len() as u64,
+        port_limit: limits::MAX_PORTS as u64,
         fdb: tables.fdb.len() as u64,
         fdb_limit: limits::MAX_FDB as u64,
         neighbours: tables.adjacencies.len() as u64,
@@ -243,6 +274,7 @@ fn table_sizes(tables: &Tables) -> TablesStatus {
         routes_ipv6: tables.fib6.len() as u64,
         route_limit: limits::MAX_ROUTES as u64,
         next_hops: tables.next_hops.len() as u64,
+        next_hop_limit: limits::MAX_NEXT_HOPS as u64,
         fib_bytes: (tables.fib4.bytes() + tables.fib6.bytes()) as u64,
     }
 }

@@ -75,6 +75,7 @@ reasons! {
         HostPortGone = 3, "host_port_gone", "The frame belongs to the kernel but the host port could not take it.";
         TooManyPieces = 4, "too_many_pieces", "The frame arrived in more pieces than a packet may have.";
         PortBlocked = 5, "port_blocked", "Its ports stopped talking to each other (blocked, isolated, moved) while it was on its way.";
+        DaemonEnded = 6, "daemon_ended", "It was with a worker or on the way to one when the daemon ended or closed the port.";
     }
 }
 

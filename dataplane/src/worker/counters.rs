@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::residence::Residence;
 use crate::addr::PortId;
 use crate::forward::{DropReason, PassReason};
 use crate::limits;
@@ -81,6 +82,8 @@ pub struct WorkerCounters {
     pub learn_limited: Counter,
     /// Times that a fill ring could not be topped up because no frame was free.
     pub fill_starved: Counter,
+    /// How long packets stayed.
+    pub residence: Residence,
 }
 
 impl Default for WorkerCounters {
@@ -96,6 +99,7 @@ impl Default for WorkerCounters {
             learn_reports: Counter::default(),
             learn_limited: Counter::default(),
             fill_starved: Counter::default(),
+            residence: Residence::default(),
         }
     }
 }

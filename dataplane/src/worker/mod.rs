@@ -14,6 +14,7 @@ mod counters;
 mod frames;
 mod handoff;
 mod packet_path;
+mod residence;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub use counters::{Counter, PortCounters, WorkerCounters};
 pub use frames::{FramePool, Homes, capacity};
 pub use handoff::Handoff;
 use packet_path::Batch;
+pub use residence::{RESIDENCE_BOUNDS_NS, RESIDENCE_BUCKETS, Residence};
 pub use run::{IdlePolicy, run};
 
 use crate::addr::PortId;

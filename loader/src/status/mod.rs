@@ -5,6 +5,7 @@
 //! the tests mean the same by "every frame is accounted for".
 
 mod render;
+mod residence;
 mod table;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use podlane_dataplane::forward::{DropReason, PassReason};
 use serde::{Deserialize, Serialize};
 
 pub use render::UPTIME_PARTS;
+pub use residence::ResidenceStatus;
 pub(crate) use table::wrap;
 pub use table::{WIDTH, thousands};
 
@@ -32,6 +34,8 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since its start.
     pub uptime_s: f64,
+    /// When it started, seconds of Unix time.
+    pub start_time_s: f64,
     /// How frames are forwarded, unless said otherwise of a port: `af_xdp`, `kernel` or `auto`.
     pub path: String,
     /// How the kernel path's program is attached on this kernel.
@@ -64,6 +68,8 @@ pub struct Status {
     pub mirror: MirrorStatus,
     /// Learning of MAC addresses.
     pub learning: LearningStatus,
+    /// What the counters carry on.
+    pub counters: CountersStatus,
     /// [`Status::balances`], as the daemon saw it.
     pub accounts_balance: bool,
 }
@@ -137,6 +143,12 @@ pub struct WorkerStatus {
     pub handoff_out: u64,
     /// Frames taken over from other workers.
     pub handoff_in: u64,
+    /// Times that a fill ring could not be topped up because no frame was free.
+    #[serde(default)]
+    pub fill_starved: u64,
+    /// How long packets stayed with it.
+    #[serde(default)]
+    pub residence: ResidenceStatus,
     /// Ports on which it owns a queue.
     pub ports: u32,
 }
@@ -225,6 +237,9 @@ pub struct PortStatus {
     /// Why it is not served; absent when it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// Times that it changed its path.
+    #[serde(default)]
+    pub path_switches: u64,
     /// Packets that the program of its path saw. A segmentation super-frame counts once.
     pub rx_packets: u64,
     /// Their bytes, Ethernet header included.
@@ -333,10 +348,16 @@ pub struct Refused {
 /// Sizes of the tables that the workers read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TablesStatus {
-    /// Counts publications.
+    /// The number of the snapshot in force; it begins anew with the daemon.
     pub generation: u64,
+    /// Snapshots put in force.
+    #[serde(default)]
+    pub publications: u64,
     /// Ports.
     pub ports: u64,
+    /// The most there can be.
+    #[serde(default)]
+    pub port_limit: u64,
     /// Entries of the forwarding database.
     pub fdb: u64,
     /// The most there can be.
@@ -353,6 +374,9 @@ pub struct TablesStatus {
     pub route_limit: u64,
     /// Distinct next hops.
     pub next_hops: u64,
+    /// The most there can be.
+    #[serde(default)]
+    pub next_hop_limit: u64,
     /// Bytes of both families' compiled routes.
     pub fib_bytes: u64,
 }
@@ -423,6 +447,19 @@ pub struct LearningStatus {
     pub accepted: u64,
     /// Of these, refused by a limit.
     pub limited: u64,
+}
+
+/// What the counters carry on from earlier daemons of the same name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CountersStatus {
+    /// Since when they count, seconds of Unix time: the start of the first daemon whose counts are carried on.
+    pub since_s: f64,
+    /// Daemons whose counts were carried on and that had ended by themselves, with their last count.
+    pub takeovers: u64,
+    /// Those that had not (killed, crashed): what they counted after they had last told or saved it is lost.
+    pub takeovers_after_kill: u64,
+    /// Times that this daemon could not save its counts.
+    pub save_failures: u64,
 }
 
 impl PortStatus {
