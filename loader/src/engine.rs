@@ -17,8 +17,8 @@ use podlane_dataplane::afxdp::{
 use podlane_dataplane::table::learn::LearnReport;
 use podlane_dataplane::table::{Activity, Publisher};
 use podlane_dataplane::worker::{
-    Command, Counter, Egress, FrameCount, FramePool, Handoff, Homes, IdlePolicy, LEARN_QUEUE, PortCounters, Worker, WorkerCounters,
-    WorkerParts, capacity, run,
+    Command, Counter, Egress, FrameCount, FramePool, Handoff, Homes, IdlePolicy, LEARN_QUEUE, PortCounters, Worker,
+    WorkerCounters, WorkerParts, capacity, run,
 };
 use podlane_dataplane::{PortId, limits};
 
@@ -247,7 +247,15 @@ impl Engine {
                 .name(format!("podlane-w{id}"))
                 .spawn(move || run(worker, reader, heartbeat, waiter, idle, Some(cpu)))
                 .map_err(|source| EngineError::Thread { worker: id, source })?;
-            self.workers.push(WorkerHandle { cpu, commands, waker, counters, activity, retired: WorkerTotals::default(), thread });
+            self.workers.push(WorkerHandle {
+                cpu,
+                commands,
+                waker,
+                counters,
+                activity,
+                retired: WorkerTotals::default(),
+                thread,
+            });
         }
         Ok(())
     }

@@ -91,7 +91,8 @@ impl Memory {
             text => text.map_err(|error| LoadError::Read { path: path(), error })?,
         };
         let damaged = |what: &str| LoadError::Damaged { path: path(), what: what.to_owned() };
-        let end = text.iter().take(64).position(|byte| *byte == b'\n').ok_or_else(|| LoadError::Foreign { path: path() })?;
+        let end =
+            text.iter().take(64).position(|byte| *byte == b'\n').ok_or_else(|| LoadError::Foreign { path: path() })?;
         let (head, json) = (String::from_utf8_lossy(&text[..end]), &text[end + 1..]);
         let mut words = head.split(' ');
         if words.next() != Some(NAME) || words.next() != Some(&VERSION.to_string()) {
@@ -109,7 +110,10 @@ impl Memory {
 
     fn read(&self) -> io::Result<Vec<u8>> {
         let mut text = Vec::new();
-        let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(&self.path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+            .open(&self.path)?;
         if file.take(MAX_BYTES + 1).read_to_end(&mut text)? as u64 > MAX_BYTES {
             return Err(too_large());
         }

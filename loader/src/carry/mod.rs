@@ -150,10 +150,8 @@ impl Carried {
         self.waiting.retain(|waiting, _| identify(&waiting.name, waiting.ifindex).as_ref() == Some(waiting));
         let mut workers = self.workers.clone();
         workers.extend(status.workers.iter().map(|worker| (worker.id, WorkerSums::of(worker))));
-        let open = status
-            .ports
-            .iter()
-            .filter_map(|port| Some((identify(&port.name, port.ifindex)?, PortSums::of(port))));
+        let open =
+            status.ports.iter().filter_map(|port| Some((identify(&port.name, port.ifindex)?, PortSums::of(port))));
         let waiting = self.waiting.iter().map(|(identity, sums)| (identity.clone(), sums.clone()));
         let saved = Saved {
             place: self.place.clone(),

@@ -70,7 +70,7 @@ impl Drop for Server {
 
 fn answer(request: Request, instance: &str) {
     let response = match (request.method(), request.url()) {
-        (Method::Get | Method::Head, "/metrics") => scrape(instance),
+        (Method::Get | Method::Head, "/metrics") => scrape(instance, knows_openmetrics(&request)),
         (Method::Get | Method::Head, "/") => {
             text(200, "text/plain; charset=utf-8", "Podlane. Metrics are at /metrics.\n")
         }
@@ -82,10 +82,20 @@ fn answer(request: Request, instance: &str) {
     }
 }
 
-fn scrape(instance: &str) -> Response<Cursor<Vec<u8>>> {
+/// Whether the reader takes OpenMetrics; one that does not say what it takes, does.
+fn knows_openmetrics(request: &Request) -> bool {
+    let accepts = |kind: &str| {
+        let mut headers = request.headers().iter().filter(|header| header.field.equiv("Accept"));
+        headers.any(|header| header.value.as_str().contains(kind))
+    };
+    accepts("application/openmetrics-text") || !accepts("text/plain")
+}
+
+fn scrape(instance: &str, openmetrics: bool) -> Response<Cursor<Vec<u8>>> {
     let told = control::ask_status(instance, PATIENCE).map_err(|error| error.to_string());
     match told.and_then(|(_, status)| super::encode(status).map_err(|error| error.to_string())) {
-        Ok(metrics) => text(200, super::MEDIA_TYPE, &metrics),
+        Ok(metrics) if openmetrics => text(200, super::MEDIA_TYPE, &metrics),
+        Ok(metrics) => text(200, super::CLASSIC_MEDIA_TYPE, &super::classic(&metrics)),
         Err(sentence) => text(503, "text/plain; charset=utf-8", &format!("{sentence}\n")),
     }
 }

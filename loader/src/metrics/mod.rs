@@ -1,23 +1,30 @@
 //! Metrics in OpenMetrics text: everything that `podlane status` tells, for Prometheus and what reads its format.
 //!
 //! Names follow Prometheus' conventions: `podlane_` in front, base units, counters end in `_total`. The text is made from a
-//! [`Status`], so that metrics and status cannot disagree, and nothing is counted for metrics alone.
+//! [`Status`], so that metrics and status cannot disagree, and nothing is counted for metrics alone. Programs that do not know
+//! OpenMetrics get the older text format of Prometheus ([`classic`]).
 
 pub mod http;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use podlane_dataplane::forward::DropReason;
+
 use crate::status::{Breakdown, PortStatus, Status, WorkerStatus};
 
 /// The media type of the text.
 pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The media type of Prometheus' older text format.
+pub const CLASSIC_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The text.
 ///
@@ -29,6 +36,28 @@ pub fn encode(status: Status) -> Result<String, fmt::Error> {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
+}
+
+/// OpenMetrics text, as made by [`encode`], in Prometheus' older format: there a counter's family is called like its samples, and
+/// neither units nor the end are told.
+pub fn classic(text: &str) -> String {
+    let described = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"));
+    let counters: BTreeSet<&str> = described.collect();
+    let mut classic = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(what), Some(name), Some(rest)) => {
+                let total = if counters.contains(name) { "_total" } else { "" };
+                classic.push_str(&format!("# {what} {name}{total} {rest}\n"));
+            }
+            _ => {
+                classic.push_str(line);
+                classic.push('\n');
+            }
+        }
+    }
+    classic
 }
 
 #[derive(Debug)]
@@ -53,6 +82,14 @@ impl Family<'_> {
         ConstGauge::new(value).encode(self.encoder)
     }
 
+    /// A histogram with these upper bounds; one more count than there are bounds.
+    fn histogram(&mut self, labels: &Labels<'_>, sum: f64, bounds: &[f64], counts: &[u64]) -> fmt::Result {
+        let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+        let buckets: Vec<_> = bounds.zip(counts.iter().copied()).collect();
+        let count = counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
+        self.encoder.encode_family(labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+
     fn counter(&mut self, labels: &Labels<'_>, value: u64) -> fmt::Result {
         ConstCounter::new(value).encode(self.encoder.encode_family(labels)?)
     }
@@ -64,6 +101,10 @@ impl Family<'_> {
 
 /// A number of the program's and one of the workers'.
 type ByBoth = fn(&PortStatus) -> [u64; 2];
+/// A size of a port, where it has one.
+type OfPort = fn(&PortStatus) -> Option<u32>;
+/// A counter of a port.
+type CountOfPort = fn(&PortStatus) -> u64;
 /// A number of one worker.
 type OfWorker = fn(&WorkerStatus) -> u64;
 
@@ -74,10 +115,14 @@ const WORKER: (&str, &str) = ("by", "worker");
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.daemon(&mut encoder)?;
+        self.counting(&mut encoder)?;
         self.ports(&mut encoder)?;
+        self.port_packets(&mut encoder)?;
         self.port_outcomes(&mut encoder)?;
         self.workers(&mut encoder)?;
+        self.residence(&mut encoder)?;
         self.tables(&mut encoder)?;
+        self.umem(&mut encoder)?;
         self.mirror(&mut encoder)
     }
 }
@@ -107,11 +152,21 @@ fn word(value: &impl serde::Serialize) -> String {
 impl Snapshot {
     fn daemon(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let status = &self.0;
-        let labels =
-            vec![("version", status.version.as_str()), ("instance_name", &status.instance), ("path", &status.path)];
-        gauges(encoder, "build_info", "Version, name and path of the daemon", None)?.gauge(&labels, 1.0)?;
+        let program = word(&status.kernel_program);
+        let labels = vec![
+            ("version", status.version.as_str()),
+            ("instance_name", &status.instance),
+            ("path", &status.path),
+            ("bridge", &status.bridge),
+            ("kernel_program", &program),
+        ];
+        gauges(encoder, "build_info", "Version, name and ways of the daemon", None)?.gauge(&labels, 1.0)?;
         gauges(encoder, "uptime", "Time since the daemon started", Some(&Unit::Seconds))?
             .only_gauge(status.uptime_s)?;
+        gauges(encoder, "start_time", "When the daemon started, in Unix time", Some(&Unit::Seconds))?
+            .only_gauge(status.start_time_s)?;
+        gauges(encoder, "notes", "Sentences that `podlane status` has for the operator", None)?
+            .only_gauge(status.notes.len() as f64)?;
         let balanced = if status.accounts_balance { 1.0 } else { 0.0 };
         gauges(
             encoder,
@@ -136,17 +191,41 @@ impl Snapshot {
         Ok(())
     }
 
+    /// What the counters themselves are worth.
+    fn counting(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let counts = &self.0.counters;
+        gauges(
+            encoder,
+            "counters_start_time",
+            "When the counters began at 0, in Unix time: earlier than the daemon if they were carried on",
+            Some(&Unit::Seconds),
+        )?
+        .only_gauge(counts.since_s)?;
+        let mut takeovers =
+            counters(encoder, "takeovers", "Daemons from which a next one took the counters over, by their end", None)?;
+        takeovers.counter(&vec![("previous", "ended")], counts.takeovers)?;
+        takeovers.counter(&vec![("previous", "killed")], counts.takeovers_after_kill)?;
+        counters(encoder, "counters_save_failures", "Times that this daemon could not save its counters", None)?
+            .only_counter(counts.save_failures)
+    }
+
     fn ports(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let ports = &self.0.ports;
         let mut info = gauges(encoder, "port_info", "What a port is; the value is its interface index", None)?;
         for port in ports {
-            let (kind, mode) = (word(&port.kind), word(&port.xdp_mode));
+            let (kind, mode, copy) = (word(&port.kind), word(&port.xdp_mode), word(&port.copy_mode));
+            let (pieces, checksums) = (port.multi_buffer.to_string(), port.checksum_metadata.to_string());
+            let id = port.id.to_string();
             let labels = vec![
                 ("port", port.name.as_str()),
                 ("kind", &kind),
                 ("path", &port.path),
                 ("xdp_mode", &mode),
                 ("state", &port.state),
+                ("number", &id),
+                ("copy_mode", &copy),
+                ("multi_buffer", &pieces),
+                ("checksum_metadata", &checksums),
             ];
             info.gauge(&labels, f64::from(port.ifindex))?;
         }
@@ -154,10 +233,29 @@ impl Snapshot {
         for port in ports {
             up.gauge(&vec![("port", &port.name)], if port.state == "forwarding" { 1.0 } else { 0.0 })?;
         }
-        let mut mtu = gauges(encoder, "port_mtu", "Largest IP packet", Some(&Unit::Bytes))?;
-        for port in ports {
-            mtu.gauge(&vec![("port", &port.name)], f64::from(port.mtu))?;
+        let sizes: [(&str, &str, Option<&Unit>, OfPort); 4] = [
+            ("port_mtu", "Largest IP packet", Some(&Unit::Bytes), |port| Some(port.mtu)),
+            (
+                "port_local_mtu",
+                "MTU for traffic inside of the node, where Podlane set one",
+                Some(&Unit::Bytes),
+                |port| port.local_mtu,
+            ),
+            ("port_big_tcp", "Segmentation size, where Podlane set one", Some(&Unit::Bytes), |port| port.big_tcp),
+            ("port_queues", "Queues with a socket", None, |port| Some(port.queues)),
+        ];
+        for (name, help, unit, value) in sizes {
+            let mut family = gauges(encoder, name, help, unit)?;
+            for port in ports {
+                let Some(value) = value(port) else { continue };
+                family.gauge(&vec![("port", &port.name)], f64::from(value))?;
+            }
         }
+        Ok(())
+    }
+
+    fn port_packets(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let ports = &self.0.ports;
         let each: [(&str, &str, Option<&Unit>, ByBoth); 4] = [
             ("port_forwarded_packets", "Packets that came in through the port and were forwarded", None, |port| {
                 [port.repeated, port.forwarded]
@@ -178,19 +276,23 @@ impl Snapshot {
                 }
             }
         }
-        let mut received = counters(
-            encoder,
-            "port_received_packets",
-            "Packets that the port's program saw; a segmentation super-frame counts once",
-            None,
-        )?;
-        for port in ports {
-            received.counter(&vec![("port", &port.name)], port.rx_packets)?;
-        }
-        let mut received =
-            counters(encoder, "port_received", "Their bytes, Ethernet header included", Some(&Unit::Bytes))?;
-        for port in ports {
-            received.counter(&vec![("port", &port.name)], port.rx_bytes)?;
+        let each: [(&str, &str, Option<&Unit>, CountOfPort); 5] = [
+            (
+                "port_received_packets",
+                "Packets that the port's program saw; a segmentation super-frame counts once",
+                None,
+                |port| port.rx_packets,
+            ),
+            ("port_received", "Their bytes, Ethernet header included", Some(&Unit::Bytes), |port| port.rx_bytes),
+            ("port_steered_packets", "Of these, given to AF_XDP sockets", None, |port| port.steered),
+            ("port_worker_received_packets", "Of these, received by workers", None, |port| port.worker_rx),
+            ("port_path_switches", "Times that the port changed its path", None, |port| port.path_switches),
+        ];
+        for (name, help, unit, value) in each {
+            let mut family = counters(encoder, name, help, unit)?;
+            for port in ports {
+                family.counter(&vec![("port", &port.name)], value(port))?;
+            }
         }
         Ok(())
     }
@@ -211,7 +313,7 @@ impl Snapshot {
         let mut dropped =
             counters(encoder, "port_dropped_packets", "Packets that came in through the port and were lost", None)?;
         for port in ports {
-            by_reason(&mut dropped, port, WORKER, &port.dropped)?;
+            by_reason(&mut dropped, port, WORKER, &with_zeros(&port.dropped))?;
             for (reason, count, _) in port.socket_drops.parts() {
                 dropped.counter(&vec![("port", &port.name), ("by", "socket"), ("reason", reason)], count)?;
             }
@@ -223,19 +325,27 @@ impl Snapshot {
             None,
         )?;
         for port in ports {
-            by_reason(&mut dropped, port, WORKER, &port.tx_dropped)?;
+            by_reason(&mut dropped, port, WORKER, &with_zeros(&port.tx_dropped))?;
         }
         Ok(())
     }
 
     fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let workers: Vec<_> = self.0.workers.iter().map(|worker| (worker.id.to_string(), worker)).collect();
+        let mut info = gauges(encoder, "worker_info", "The CPU that a worker is pinned to", None)?;
+        for (id, worker) in &workers {
+            info.gauge(&vec![("worker", id), ("cpu", &worker.cpu.to_string())], 1.0)?;
+        }
+        let mut queues = gauges(encoder, "worker_ports", "Ports on which a worker owns a queue", None)?;
+        for (id, worker) in &workers {
+            queues.gauge(&vec![("worker", id)], f64::from(worker.ports))?;
+        }
         let mut age =
             gauges(encoder, "worker_heartbeat_age", "Time since the worker's last sign of life", Some(&Unit::Seconds))?;
         for (id, worker) in &workers {
             age.gauge(&vec![("worker", id)], worker.heartbeat_age_ms / 1000.0)?;
         }
-        let each: [(&str, &str, OfWorker); 10] = [
+        let each: [(&str, &str, OfWorker); 11] = [
             ("worker_received_packets", "Packets taken from RX rings", |worker| worker.rx),
             ("worker_forwarded_packets", "Of these, forwarded", |worker| worker.forwarded),
             ("worker_passed_packets", "Of these, handed to the kernel", |worker| worker.kernel),
@@ -244,6 +354,9 @@ impl Snapshot {
             ("worker_sleeps", "Times that it went to sleep", |worker| worker.sleeps),
             ("worker_wakeups", "Times that something else than its timer woke it", |worker| worker.wakeups),
             ("worker_transmit_syscalls", "System calls to transmit", |worker| worker.tx_syscalls),
+            ("worker_fill_starvations", "Times that a fill ring got no frame because none was free", |worker| {
+                worker.fill_starved
+            }),
             ("worker_handed_over_packets", "Packets handed to other workers", |worker| worker.handoff_out),
             ("worker_taken_over_packets", "Packets taken from other workers", |worker| worker.handoff_in),
         ];
@@ -256,14 +369,29 @@ impl Snapshot {
         Ok(())
     }
 
+    fn residence(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "From a worker's taking packets out of an RX ring to its kick of the TX ring";
+        let unit = Unit::Seconds;
+        let encoder = encoder.encode_descriptor("worker_residence", help, Some(&unit), MetricType::Histogram)?;
+        let mut family = Family { encoder };
+        for worker in &self.0.workers {
+            let residence = &worker.residence;
+            let bounds: Vec<_> = residence.le_us.iter().map(|bound| *bound as f64 / 1e6).collect();
+            let id = worker.id.to_string();
+            family.histogram(&vec![("worker", &id)], residence.sum_ns as f64 / 1e9, &bounds, &residence.packets)?;
+        }
+        Ok(())
+    }
+
     fn tables(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let (tables, umem) = (&self.0.tables, &self.0.umem);
+        let tables = &self.0.tables;
         let sizes = [
-            ("fdb", tables.fdb, Some(tables.fdb_limit)),
-            ("neighbours", tables.neighbours, Some(tables.neighbour_limit)),
-            ("routes_ipv4", tables.routes_ipv4, Some(tables.route_limit)),
-            ("routes_ipv6", tables.routes_ipv6, Some(tables.route_limit)),
-            ("next_hops", tables.next_hops, None),
+            ("ports", tables.ports, tables.port_limit),
+            ("fdb", tables.fdb, tables.fdb_limit),
+            ("neighbours", tables.neighbours, tables.neighbour_limit),
+            ("routes_ipv4", tables.routes_ipv4, tables.route_limit),
+            ("routes_ipv6", tables.routes_ipv6, tables.route_limit),
+            ("next_hops", tables.next_hops, tables.next_hop_limit),
         ];
         let mut entries = gauges(encoder, "table_entries", "Entries of a table", None)?;
         for (table, count, _) in sizes {
@@ -271,16 +399,27 @@ impl Snapshot {
         }
         let mut limits = gauges(encoder, "table_limit", "Most entries that a table can have", None)?;
         for (table, _, limit) in sizes {
-            let Some(limit) = limit else { continue };
             limits.gauge(&vec![("table", table)], limit as f64)?;
         }
-        counters(encoder, "table_generations", "Snapshots of the tables that were put in force", None)?
-            .only_counter(tables.generation)?;
+        counters(encoder, "table_publications", "Snapshots of the tables that were put in force", None)?
+            .only_counter(tables.publications)?;
+        gauges(encoder, "table_generation", "Number of the snapshot in force; a daemon begins at 0", None)?
+            .only_gauge(tables.generation as f64)?;
+        gauges(encoder, "table_fib", "Memory of the compiled routes", Some(&Unit::Bytes))?
+            .only_gauge(tables.fib_bytes as f64)
+    }
+
+    fn umem(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let umem = &self.0.umem;
         let mut frames = gauges(encoder, "umem_frames", "UMEM frames by the place where they are", None)?;
         for (place, count) in umem.places() {
             frames.gauge(&vec![("place", place)], count as f64)?;
         }
-        gauges(encoder, "umem_frames_limit", "UMEM frames in all", None)?.only_gauge(umem.frames as f64)
+        gauges(encoder, "umem_frames_limit", "UMEM frames in all", None)?.only_gauge(umem.frames as f64)?;
+        gauges(encoder, "umem_frame_size", "Memory of one UMEM frame", Some(&Unit::Bytes))?
+            .only_gauge(umem.chunk_bytes as f64)?;
+        let sum_ok = if umem.sum_ok { 1.0 } else { 0.0 };
+        gauges(encoder, "umem_accounted", "1 if every UMEM frame was found in one place", None)?.only_gauge(sum_ok)
     }
 
     fn mirror(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -305,6 +444,15 @@ impl Snapshot {
         took.gauge(&vec![("which", "last")], mirror.last_change_us as f64 / 1e6)?;
         took.gauge(&vec![("which", "slowest")], mirror.slowest_change_us as f64 / 1e6)
     }
+}
+
+/// Losses are few in kind, and an alert must see the first of them as an increase.
+fn with_zeros(drops: &Breakdown) -> Breakdown {
+    let mut all = drops.clone();
+    DropReason::ALL.iter().for_each(|reason| {
+        all.by_reason.entry(reason.name().to_owned()).or_default();
+    });
+    all
 }
 
 /// Absent reasons have not occurred yet.

@@ -35,6 +35,7 @@ pub struct Status {
     /// Seconds since its start.
     pub uptime_s: f64,
     /// When it started, seconds of Unix time.
+    #[serde(default)]
     pub start_time_s: f64,
     /// How frames are forwarded, unless said otherwise of a port: `af_xdp`, `kernel` or `auto`.
     pub path: String,
@@ -69,6 +70,7 @@ pub struct Status {
     /// Learning of MAC addresses.
     pub learning: LearningStatus,
     /// What the counters carry on.
+    #[serde(default)]
     pub counters: CountersStatus,
     /// [`Status::balances`], as the daemon saw it.
     pub accounts_balance: bool,

@@ -52,12 +52,27 @@ impl Status {
             ("IPv6 routing", &self.routing.ipv6),
             ("bridging", &self.routing.bridging),
         ];
+        if let Some(carried) = self.carried() {
+            field(out, "counters", &carried);
+        }
         for (name, state) in switches {
             match sentence(state) {
                 Some(why) => field(out, name, &format!("off ({state}): {why}")),
                 None => field(out, name, state),
             }
         }
+    }
+
+    /// That the counters are older than the daemon.
+    fn carried(&self) -> Option<String> {
+        let counts = &self.counters;
+        let killed = match counts.takeovers_after_kill {
+            0 => String::new(),
+            killed => format!(" ({} killed)", thousands(killed)),
+        };
+        let daemons = counts.takeovers.saturating_add(counts.takeovers_after_kill);
+        let since = uptime(self.uptime_s + self.start_time_s - counts.since_s);
+        (daemons > 0).then(|| format!("for {since}, carried on from {} daemons{killed}", thousands(daemons)))
     }
 
     fn render_list(&self, out: &mut String, title: &str, sentences: impl ExactSizeIterator<Item = String>) {
@@ -148,12 +163,15 @@ impl Status {
         let mut frames = Table::new(["ID", "CPU", "HEARTBEAT", "PORTS", "RX", "FORWARDED", "KERNEL", "DROPPED"]);
         let mut turns =
             Table::new(["ID", "BATCHES", "PER BATCH", "SLEEPS", "WAKE-UPS", "TX CALLS", "HANDED OUT", "HANDED IN"]);
+        let mut stays = Table::new(["ID", "PACKETS STAYED", "P50", "P99", "NO FREE FRAME"]);
         for worker in &self.workers {
             frames.row(frame_cells(worker));
             turns.row(turn_cells(worker));
+            stays.row(stay_cells(worker));
         }
         frames.render(out);
         turns.render(out);
+        stays.render(out);
     }
 
     fn render_tables(&self, out: &mut String) {
@@ -161,13 +179,16 @@ impl Status {
         let of = |count: u64, limit: u64| format!("{} of at most {}", thousands(count), thousands(limit));
         let _ = writeln!(out, "\nTables");
         field(out, "generation", &thousands(tables.generation));
-        field(out, "ports", &thousands(tables.ports));
+        field(out, "ports", &of(tables.ports, tables.port_limit));
         field(out, "MAC addresses", &of(tables.fdb, tables.fdb_limit));
         field(out, "neighbours", &of(tables.neighbours, tables.neighbour_limit));
         field(out, "IPv4 routes", &of(tables.routes_ipv4, tables.route_limit));
         field(out, "IPv6 routes", &of(tables.routes_ipv6, tables.route_limit));
-        let memory =
-            format!("{}; the routes' tables take {} bytes", thousands(tables.next_hops), thousands(tables.fib_bytes));
+        let memory = format!(
+            "{}; the routes' tables take {} bytes",
+            of(tables.next_hops, tables.next_hop_limit),
+            thousands(tables.fib_bytes)
+        );
         field(out, "next hops", &memory);
         let mirror = &self.mirror;
         let mirrored = format!(
@@ -348,5 +369,23 @@ fn turn_cells(worker: &WorkerStatus) -> [Cell; 8] {
         Cell::Number(worker.tx_syscalls),
         Cell::Number(worker.handoff_out),
         Cell::Number(worker.handoff_in),
+    ]
+}
+
+/// How long packets stayed with a worker.
+fn stay_cells(worker: &WorkerStatus) -> [Cell; 5] {
+    let time = |us: Option<f64>| match us {
+        None => "-".to_owned(),
+        Some(us) if us < 100.0 => format!("{us:.1} µs"),
+        Some(us) if us < 10_000.0 => format!("{us:.0} µs"),
+        Some(us) => format!("{:.0} ms", us / 1000.0),
+    };
+    let residence = &worker.residence;
+    [
+        Cell::Number(worker.id.into()),
+        Cell::Number(residence.count()),
+        Cell::text(time(residence.p50_us)),
+        Cell::text(time(residence.p99_us)),
+        Cell::Number(worker.fill_starved),
     ]
 }

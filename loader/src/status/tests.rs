@@ -20,6 +20,7 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
         big_tcp: None,
         local_mtu: None,
         why: None,
+        path_switches: 0,
         rx_packets: 0,
         rx_bytes: 0,
         steered: 0,
@@ -38,6 +39,15 @@ fn port(id: u32, name: &str, kind: PortKind) -> PortStatus {
         repeated_out_bytes: 0,
         tx_dropped: Breakdown::default(),
     }
+}
+
+fn residence() -> ResidenceStatus {
+    let counted = podlane_dataplane::worker::Residence::default();
+    counted.add(1_500, 34_000);
+    counted.add(12_000, 1_180_000);
+    counted.add(90_000, 20_000);
+    counted.add(150_000_000, 2);
+    ResidenceStatus::of(&counted)
 }
 
 /// A busy pod, an idle uplink, and the host port.
@@ -73,6 +83,7 @@ pub(crate) fn example() -> Status {
         instance: "default".to_owned(),
         pid: 4711,
         uptime_s: 7384.5,
+        start_time_s: 1_795_400_000.25,
         path: "af_xdp".to_owned(),
         kernel_program: KernelProgram::Tcx,
         bridge: "cbr0".to_owned(),
@@ -96,6 +107,8 @@ pub(crate) fn example() -> Status {
             tx_syscalls: 41_000,
             handoff_out: 0,
             handoff_in: 0,
+            fill_starved: 0,
+            residence: residence(),
             ports: 3,
         }],
         ports: vec![host, pod, uplink],
@@ -105,7 +118,9 @@ pub(crate) fn example() -> Status {
         }],
         tables: TablesStatus {
             generation: 5,
+            publications: 12,
             ports: 3,
+            port_limit: 512,
             fdb: 3,
             fdb_limit: 16_384,
             neighbours: 3,
@@ -114,6 +129,7 @@ pub(crate) fn example() -> Status {
             routes_ipv6: 9,
             route_limit: 262_144,
             next_hops: 5,
+            next_hop_limit: 16_384,
             fib_bytes: 16_448,
         },
         umem: UmemStatus {
@@ -129,6 +145,7 @@ pub(crate) fn example() -> Status {
         },
         mirror: MirrorStatus { messages: 311, redumps: 1, overruns: 0, last_change_us: 412, slowest_change_us: 2_950 },
         learning: LearningStatus { reports: 4, accepted: 3, limited: 1 },
+        counters: CountersStatus { since_s: 1_795_300_000.5, takeovers: 2, takeovers_after_kill: 1, save_failures: 0 },
         accounts_balance: true,
     }
 }
