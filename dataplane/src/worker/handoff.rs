@@ -15,6 +15,8 @@ use crate::limits;
 #[derive(Debug)]
 struct Handed {
     port: PortId,
+    /// When its packet was received, nanoseconds of the monotonic clock.
+    since_ns: u64,
     piece: Piece,
 }
 
@@ -44,16 +46,16 @@ impl Handoff {
         &self.rings[from * self.workers + to]
     }
 
-    /// Hands a whole packet for `port` over, emptying `pieces`; or leaves it there and returns false when the ring is full.
+    /// Hands a whole packet for `port`, received at `since_ns`, over, emptying `pieces`; or leaves it there and returns false when the ring is full.
     #[inline]
-    pub fn hand_over(&self, from: usize, to: usize, port: PortId, pieces: &mut Vec<Piece>) -> bool {
+    pub fn hand_over(&self, from: usize, to: usize, (port, since_ns): (PortId, u64), pieces: &mut Vec<Piece>) -> bool {
         let ring = self.ring(from, to);
         // We are the only producer, so the room can only grow after this look.
         if ring.capacity() - ring.len() < pieces.len() {
             return false;
         }
         for piece in pieces.drain(..) {
-            let refused = ring.push(Handed { port, piece });
+            let refused = ring.push(Handed { port, since_ns, piece });
             debug_assert!(refused.is_ok());
         }
         true
@@ -65,11 +67,12 @@ impl Handoff {
         self.wakers[worker].wake();
     }
 
-    /// Takes the next whole packet that `from` handed to `to` into `pieces`, and returns its egress port.
+    /// Takes the next whole packet that `from` handed to `to` into `pieces`, and returns its egress port and when it
+    /// was received.
     #[inline]
-    pub fn take(&self, from: usize, to: usize, pieces: &mut Vec<Piece>) -> Option<PortId> {
+    pub fn take(&self, from: usize, to: usize, pieces: &mut Vec<Piece>) -> Option<(PortId, u64)> {
         let ring = self.ring(from, to);
-        let Handed { port, piece } = ring.pop()?;
+        let Handed { port, since_ns, piece } = ring.pop()?;
         let mut more = piece.more;
         pieces.push(piece);
         while more {
@@ -81,7 +84,7 @@ impl Handoff {
             more = piece.more;
             pieces.push(piece);
         }
-        Some(port)
+        Some((port, since_ns))
     }
 
     /// Whether anything waits for worker `to`.

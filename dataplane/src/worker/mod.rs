@@ -31,6 +31,7 @@ pub use counters::{Counter, PortCounters, WorkerCounters};
 pub use frames::{FramePool, Homes, capacity};
 pub use handoff::Handoff;
 use packet_path::Batch;
+use residence::Stays;
 pub use residence::{RESIDENCE_BOUNDS_NS, RESIDENCE_BUCKETS, Residence};
 pub use run::{IdlePolicy, run};
 
@@ -122,6 +123,7 @@ pub struct Worker<Q> {
     /// Packets of the present batch that were forwarded.
     forwarded: Tally,
     returned: Vec<Frame>,
+    stays: Stays,
 }
 
 impl<Q: QueueIo> Worker<Q> {
@@ -150,6 +152,7 @@ impl<Q: QueueIo> Worker<Q> {
             packet: Vec::with_capacity(limits::MAX_PIECES),
             forwarded: Tally::default(),
             returned: Vec::with_capacity(4096),
+            stays: Stays::default(),
         }
     }
 
@@ -241,12 +244,14 @@ impl<Q: QueueIo> Worker<Q> {
         let mut received = std::mem::take(&mut self.received);
         let packets = self.slots[slot].queue.receive(limits::BATCH, &mut received);
         if packets != 0 {
+            self.stays.receive();
             self.counters.batches.add(1);
             let port = self.slots[slot].port;
             self.counters.port(port).rx.add(packets as u64);
             self.slots[slot].awake_rx += packets;
             let batch = Batch { ingress: port, from: tables.ports.get(port), tables, now_s };
             self.forward_batch(batch, &mut received);
+            self.stays.transmit(packets as u64);
         }
         self.received = received;
         self.top_up(slot);
@@ -270,10 +275,12 @@ impl<Q: QueueIo> Worker<Q> {
         let mut packets = 0;
         for from in 0..self.handoff.workers() {
             for _ in 0..limits::BATCH {
-                let Some(port) = self.handoff.take(from, self.id, &mut self.packet) else { break };
+                let Some((port, since_ns)) = self.handoff.take(from, self.id, &mut self.packet) else { break };
                 packets += 1;
                 self.counters.handoff_in.add(1);
-                self.transmit_handed(port);
+                if self.transmit_handed(port) {
+                    self.stays.transmit_handed(since_ns);
+                }
             }
         }
         packets
@@ -305,10 +312,12 @@ impl<Q: QueueIo> Worker<Q> {
             }
         }
         self.pool.put(&mut self.returned);
+        self.stays.kicked(&self.counters.residence);
     }
 
     fn add_queue(&mut self, port: PortId, queue: Q, transmits: bool) {
         self.pool.add_queue();
+        self.stays.reserve(self.slots.len() + 1, self.handoff.workers() * limits::BATCH);
         self.slots.push(Slot {
             port,
             queue,

@@ -112,10 +112,11 @@ impl<Q: QueueIo> Worker<Q> {
             Egress::Own => self.transmit(port, frame_bytes),
             Egress::Worker(worker) => {
                 let worker = usize::from(worker);
-                if !self.handoff.hand_over(self.id, worker, port, &mut self.packet) {
+                if !self.handoff.hand_over(self.id, worker, (port, self.stays.since_ns()), &mut self.packet) {
                     return Err(DropReason::HandoffFull);
                 }
                 self.woken[worker] = true;
+                self.stays.away();
                 self.counters.handoff_out.add(1);
                 Ok(())
             }
@@ -142,12 +143,14 @@ impl<Q: QueueIo> Worker<Q> {
     }
 
     /// Transmits the packet in `self.packet` that another worker handed over. A drop is counted at the egress port, since
-    /// the ingress port's counters here are not where the packet was counted as received.
-    pub(super) fn transmit_handed(&mut self, port: PortId) {
-        if let Err(reason) = self.transmit(port, self.frame_bytes()) {
+    /// the ingress port's counters here are not where the packet was counted as received. Whether it is in a TX ring now.
+    pub(super) fn transmit_handed(&mut self, port: PortId) -> bool {
+        let transmitted = self.transmit(port, self.frame_bytes());
+        if let Err(reason) = transmitted {
             self.counters.port(port).tx_dropped[reason as usize].add(1);
             self.free_packet();
         }
+        transmitted.is_ok()
     }
 
     /// Gives the packet in `self.packet` back to the kernel through the host port, which is a member of the bridge. One that
@@ -188,6 +191,7 @@ impl<Q: QueueIo> Worker<Q> {
     #[cold]
     fn drop_packet(&mut self, port: PortId, reason: DropReason) {
         self.counters.port(port).dropped[reason as usize].add(1);
+        self.stays.away();
         self.free_packet();
     }
 

@@ -493,3 +493,52 @@ proptest::proptest! {
         }
     }
 }
+
+/// A clock that goes on by a microsecond with every look at it.
+fn ticking() -> u64 {
+    thread_local!(static NOW: std::cell::Cell<u64> = const { std::cell::Cell::new(0) });
+    NOW.with(|now| {
+        now.set(now.get() + 1000);
+        now.get()
+    })
+}
+
+#[test]
+fn the_time_from_rx_to_tx_is_counted_for_every_packet_that_is_sent_and_no_other() {
+    let mut rig = Rig::single(false);
+    rig.workers[0].stays.clock = ticking;
+    let good = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"hello");
+    let back = udp((pod_mac(POD2), pod_ip(POD2)), (pod_mac(POD1), pod_ip(POD1)), b"hello");
+    (0..3).for_each(|_| assert!(rig.queue(0, POD1).arrive(&good, 3840)));
+    assert!(rig.queue(0, POD2).arrive(&back, 3840));
+    rig.turn();
+    // Two batches: the first was received a microsecond before the second, the kick a microsecond after that.
+    let residence = &rig.workers[0].counters.residence;
+    assert_eq!((residence.buckets()[..3].to_vec(), residence.sum_ns()), (vec![1, 3, 0], 3 * 2000 + 1000));
+
+    (rig.queue(0, POD2).tx_room, rig.queue(0, POD2).stuck) = (1, true);
+    (0..3).for_each(|_| assert!(rig.queue(0, POD1).arrive(&good, 3840)));
+    rig.turn();
+    let counters = &rig.workers[0].counters;
+    assert_eq!(counters.port(POD1).dropped[DropReason::TxRingFull as usize].get(), 2);
+    assert_eq!(counters.residence.buckets().iter().sum::<u64>(), 5, "only one more is in a TX ring");
+    rig.turn();
+    let looked = ticking();
+    rig.turn();
+    assert_eq!(ticking() - looked, 1000, "a turn without packets does not look at the clock");
+}
+
+#[test]
+fn the_time_of_a_packet_that_was_handed_over_begins_with_the_first_worker() {
+    let mut rig = Rig::new(2);
+    rig.add(0, POD1, false);
+    rig.add(1, POD2, false);
+    rig.workers.iter_mut().for_each(|worker| worker.stays.clock = ticking);
+    let frame = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"x");
+    (0..5).for_each(|_| assert!(rig.queue(0, POD1).arrive(&frame, 3840)));
+    rig.turn();
+    let [first, second] = [0, 1].map(|worker| &rig.workers[worker].counters.residence);
+    assert_eq!(first.buckets().iter().sum::<u64>(), 0, "it sent nothing");
+    // Looks at the clock: received, end of the first worker's turn, end of the second's.
+    assert_eq!((second.buckets()[1], second.sum_ns()), (5, 5 * 2000));
+}
