@@ -93,4 +93,6 @@ for purpose in "$@"; do
 done
 if (($# == 0)); then set -- build test; fi
 install_missing "$@"
+# It is in a package that would start a service, so it is fetched in its own way.
+[[ " $* " != *' test '* ]] || scripts/promtool.sh --version >/dev/null
 check_rust

@@ -45,6 +45,13 @@ while (($#)); do
     shift
 done
 
+# What stands in packaging/ for Prometheus, and the metrics themselves as a unit test keeps them in a file.
+prometheus() {
+    scripts/promtool.sh check rules packaging/prometheus/podlane.rules.yml &&
+        scripts/promtool.sh test rules packaging/prometheus/podlane.rules.test.yml &&
+        scripts/promtool.sh check metrics <loader/src/metrics/example.prom
+}
+
 # step NAME CMD…: runs it, goes on after a failure.
 step() {
     local name=$1 start=$SECONDS outcome
@@ -89,6 +96,7 @@ if [[ $ONLY != system ]]; then
     step 'format' cargo fmt --all --check
     step 'lints' cargo clippy -q --workspace --all-targets -- -D warnings
     step 'unit, property and BPF tests' cargo test -q --workspace --exclude podlane-tests
+    step 'metrics, alert rules' prometheus
     step "the tests' own tools" cargo test -q -p podlane-tests --lib
 fi
 if [[ $ONLY != unit ]]; then

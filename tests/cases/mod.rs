@@ -8,6 +8,7 @@ mod bulk;
 mod large;
 mod layer2;
 mod lifecycle;
+mod metrics;
 mod node;
 mod outside;
 mod ping;
@@ -192,7 +193,9 @@ fn plain_cases() -> Vec<Case> {
         families("blackhole", routes::blackhole),
         families("multipath", routes::multipath),
         podlane_families("trace", trace::agrees_with_traffic),
-        podlane_once("metrics", trace::metrics),
+        podlane_once("metrics", metrics::tell_the_status),
+        podlane_once("counters_outlive_the_daemon", metrics::counters_outlive_the_daemon),
+        podlane_once("a_damaged_file_of_counters", metrics::a_damaged_file_of_counters),
         podlane_once("idle", lifecycle::idle),
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),
