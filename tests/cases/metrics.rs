@@ -45,7 +45,10 @@ pub fn tell_the_status(bed: &mut Bed) -> Result<()> {
     let (older_head, older) = scrape(bed, "text/plain")?;
     let after = bed.status(1)?;
     ensure!(head.contains("application/openmetrics-text") && text.ends_with("# EOF\n"), "not OpenMetrics: {text}");
-    ensure!(older_head.contains("text/plain; version=0.0.4") && !older.contains("# EOF"), "not the older format: {older}");
+    ensure!(
+        older_head.contains("text/plain; version=0.0.4") && !older.contains("# EOF"),
+        "not the older format: {older}"
+    );
     for name in ["veth-pod1", "eth0"] {
         let count = |status: &Status| status.port(name).map(|port| port.rx_packets).context("no such port");
         for text in [&text, &older] {

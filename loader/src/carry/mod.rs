@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::status::{CountersStatus, Status};
 use file::{LoadError, Memory, Place, Saved};
 pub use sums::PortSums;
-use sums::{NodeSums, WorkerSums};
+use sums::{Count, NodeSums, WorkerSums};
 
 /// How often counters are saved if nobody asks for them.
 pub const PERIOD: Duration = Duration::from_secs(10);
@@ -116,7 +116,7 @@ impl Carried {
     /// is still there and has an `identity`.
     pub fn release(&mut self, port: PortId, identity: Option<Identity>, own: PortSums) {
         let mut sums = self.claimed.remove(&port).unwrap_or_default();
-        sums.add(&own);
+        sums.carry(&own);
         if let Some(identity) = identity {
             self.waiting.insert(identity, sums.settled());
         }

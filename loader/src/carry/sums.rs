@@ -9,7 +9,7 @@ use crate::status::{
 };
 
 /// Something that is counted.
-trait Count: Clone + Default {
+pub trait Count: Clone + Default {
     /// Adds what was counted before.
     fn carry(&mut self, earlier: &Self);
 }
@@ -63,11 +63,11 @@ macro_rules! sums {
             pub fn add_to(&self, status: &mut $status) {
                 $(status.$field.carry(&self.$field);)*
             }
+        }
 
-            /// Adds two.
-            #[cfg_attr(not(test), allow(dead_code, reason = "not every part is added outside of a status"))]
-            pub fn add(&mut self, other: &Self) {
-                $(self.$field.carry(&other.$field);)*
+        impl Count for $sums {
+            fn carry(&mut self, earlier: &Self) {
+                $(self.$field.carry(&earlier.$field);)*
             }
         }
     };

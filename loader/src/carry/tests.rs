@@ -204,7 +204,7 @@ fn counts_at_the_end_of_their_range_stay_there() {
         ..PortSums::default()
     };
     let mut twice = most.clone().settled();
-    twice.add(&most);
+    twice.carry(&most);
     assert_eq!((twice.rx_packets, twice.settled().worker_rx), (u64::MAX, u64::MAX));
 }
 
