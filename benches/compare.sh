@@ -283,6 +283,8 @@ net_down() {
     for n in "${POD[@]}" "${NODES[@]}"; do
         [[ ! -e /run/netns/$n ]] || ip netns del "$n" || true
     done
+    # The next daemon counts from 0.
+    rm -f "/run/podlane/$PREFIX.counters" "/run/podlane/$PREFIX"-*.counters
 }
 
 # The pods' own offloads: `off` takes away what a container runtime would leave on.

@@ -72,7 +72,8 @@ impl Status {
         };
         let daemons = counts.takeovers.saturating_add(counts.takeovers_after_kill);
         let since = uptime(self.uptime_s + self.start_time_s - counts.since_s);
-        (daemons > 0).then(|| format!("for {since}, carried on from {} daemons{killed}", thousands(daemons)))
+        let one = if daemons == 1 { "daemon" } else { "daemons" };
+        (daemons > 0).then(|| format!("for {since}, carried on from {} {one}{killed}", thousands(daemons)))
     }
 
     fn render_list(&self, out: &mut String, title: &str, sentences: impl ExactSizeIterator<Item = String>) {
