@@ -3,7 +3,7 @@
 //! [`cli`] and [`config`] say what is wanted, [`check`] whether this node can. [`mirror`] follows the kernel's network
 //! state, [`compile`] makes the engine's tables of it, [`kernel`] writes back the little that the kernel must know.
 //! [`bpf`] loads the XDP program and keeps its maps equal to the tables, [`engine`] runs the workers, [`ports`] opens and
-//! closes sockets, [`large`] gives pods larger frames for each other, [`daemon`] is the one loop that ties them together, and [`control`] and [`status`] answer questions.
+//! closes sockets, [`large`] gives pods larger frames for each other, [`capture`] tells what passes, [`daemon`] is the one loop that ties them together, and [`control`] and [`status`] answer questions.
 
 pub mod bpf;
 pub mod capture;
