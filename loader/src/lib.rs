@@ -4,8 +4,9 @@
 //! state, [`compile`] makes the engine's tables of it, [`kernel`] writes back the little that the kernel must know.
 //! [`bpf`] loads the XDP program and keeps its maps equal to the tables, [`engine`] runs the workers, [`ports`] opens and
 //! closes sockets, [`large`] gives pods larger frames for each other, [`carry`] has counters outlive a restart, [`daemon`] is
-//! the one loop that ties them together, and [`control`] and [`status`] answer questions. [`log`] is what the daemon says,
-//! [`tables`] what it believes, [`bugreport`] collects all of it, and [`generate`] makes the manual from the commands.
+//! the one loop that ties them together, and [`control`] and [`status`] answer questions. [`capture`] tells what passes,
+//! [`log`] what the daemon says, [`tables`] what it believes, [`bugreport`] collects all of it, and [`generate`] makes the manual
+//! from the commands.
 
 pub mod bpf;
 pub mod bugreport;

@@ -196,6 +196,6 @@ mod tests {
             assert_eq!(block[4..8], block[bytes - 4..]);
             rest = behind;
         }
-        assert_eq!(rest, []);
+        assert!(rest.is_empty());
     }
 }

@@ -245,7 +245,7 @@ mod tests {
             assert_eq!(&read, message);
             rest = &rest[taken..];
         }
-        assert_eq!(rest, []);
+        assert!(rest.is_empty());
     }
 
     proptest! {

@@ -21,6 +21,33 @@ fn answer(request: Request) -> Response {
     }
 }
 
+#[test]
+fn a_client_that_wants_a_capture_is_handed_over_with_its_stream() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut control = open(directory.path());
+    let path = control.path().to_owned();
+    let question = crate::capture::Question::new(&podlane_dataplane::tap::Filter::everything());
+    let asked = question.clone();
+    let told = while_serving(&mut control, answer, move || {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.write_all(Request::Capture(asked).line().as_bytes()).unwrap();
+        stream
+    });
+    let (mut taken, deadline) = (None, Instant::now() + Duration::from_secs(5));
+    while taken.is_none() && Instant::now() < deadline {
+        control.serve(answer);
+        taken = control.take_capture();
+    }
+    let (read, mut stream) = taken.expect("it was not handed over");
+    assert_eq!(read, question);
+    assert_eq!(control.clients(), 0);
+    stream.write_all(b"here").unwrap();
+    drop(stream);
+    let mut heard = String::new();
+    (&told).read_to_string(&mut heard).unwrap();
+    assert_eq!(heard, "here");
+}
+
 /// Serves on this thread, waiting as a daemon does, while `client` runs on another.
 fn while_serving<T: Send>(
     control: &mut Control,
@@ -195,8 +222,8 @@ fn bad_requests_are_answered_with_a_sentence() {
         (b"{\"request\":5}\n", "this is not a request; send one line such as {\"request\":\"status\"}"),
         (
             b"{\"request\":\"stop\"}\n",
-            "there is no request \"stop\" in this version; there are \"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\" \
-             and \"config\"",
+            "there is no request \"stop\" in this version; there are \"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \
+             \"config\" and \"capture\"",
         ),
         (&[b'x'; 5000], "a request has at most 4096 bytes"),
     ] {
