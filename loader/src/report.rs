@@ -29,10 +29,12 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
     match request {
         Request::Ping => Response::Pong { pid: std::process::id() },
         Request::Status => Response::Status(Box::new(status(daemon, true))),
-        Request::Trace(question) => match trace::trace(question, &daemon.tables(), &names(daemon), daemon.mirror.world()) {
-            Ok(trace) => Response::Trace(Box::new(trace)),
-            Err(error) => Response::Error(error.to_string()),
-        },
+        Request::Trace(question) => {
+            match trace::trace(question, &daemon.tables(), &names(daemon), daemon.mirror.world()) {
+                Ok(trace) => Response::Trace(Box::new(trace)),
+                Err(error) => Response::Error(error.to_string()),
+            }
+        }
         Request::Tables { table, offset } => {
             Response::Value(tables::page(&daemon.tables(), &names(daemon), *table, *offset))
         }

@@ -111,6 +111,7 @@ sums! {
         handoff_out: u64,
         handoff_in: u64,
         fill_starved: u64,
+        busy_ns: u64,
         residence: ResidenceStatus,
     }
 }

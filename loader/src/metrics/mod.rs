@@ -94,6 +94,10 @@ impl Family<'_> {
         ConstCounter::new(value).encode(self.encoder.encode_family(labels)?)
     }
 
+    fn seconds(&mut self, labels: &Labels<'_>, value: f64) -> fmt::Result {
+        ConstCounter::new(value).encode(self.encoder.encode_family(labels)?)
+    }
+
     fn gauge(&mut self, labels: &Labels<'_>, value: f64) -> fmt::Result {
         ConstGauge::new(value).encode(self.encoder.encode_family(labels)?)
     }
@@ -366,6 +370,23 @@ impl Snapshot {
             let mut family = counters(encoder, name, help, None)?;
             for (id, worker) in &workers {
                 family.counter(&vec![("worker", id)], value(worker))?;
+            }
+        }
+        let mut busy =
+            counters(encoder, "worker_busy", "Time in which the worker had packets to handle", Some(&Unit::Seconds))?;
+        for (id, worker) in &workers {
+            busy.seconds(&vec![("worker", id)], worker.busy_ns as f64 / 1e9)?;
+        }
+        let mut frames = gauges(encoder, "worker_frames", "UMEM frames in a worker's rings, by ring", None)?;
+        for (id, worker) in &workers {
+            let rings = [
+                ("rx", worker.rx_frames),
+                ("tx", worker.tx_frames),
+                ("fill", worker.fill_frames),
+                ("handoff", worker.handoff_frames),
+            ];
+            for (ring, count) in rings {
+                frames.gauge(&vec![("worker", id), ("ring", ring)], count as f64)?;
             }
         }
         Ok(())

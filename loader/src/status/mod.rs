@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::names::{NamedBy, PodName};
 
 pub use render::UPTIME_PARTS;
-pub use residence::ResidenceStatus;
 pub(crate) use render::uptime;
+pub use residence::ResidenceStatus;
 pub(crate) use table::{Cell, Table};
 pub use table::{WIDTH, thousands};
 pub(crate) use table::{wrap, wrap_to};

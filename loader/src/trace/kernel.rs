@@ -142,13 +142,7 @@ mod tests {
             };
             world.routes4.insert(key, vec![found]);
         }
-        let link = world::Link {
-            ifindex: 3,
-            name: "eth0".to_owned(),
-            mtu: 1500,
-            up: true,
-            ..world::Link::default()
-        };
+        let link = world::Link { ifindex: 3, name: "eth0".to_owned(), mtu: 1500, up: true, ..world::Link::default() };
         world.links.insert(3, link);
         world
     }
@@ -163,7 +157,8 @@ mod tests {
         let mut world = world();
         let route = "route: the kernel's route: 10.244.2.0/24 via 192.0.2.77 on eth0, MTU 1400";
         let silent = told(&world, "10.244.2.2", 84, PassReason::Unresolved);
-        let unknown = "neighbour: no MAC address is known for 192.0.2.77 on eth0: it does not answer, or nobody has asked yet";
+        let unknown =
+            "neighbour: no MAC address is known for 192.0.2.77 on eth0: it does not answer, or nobody has asked yet";
         assert_eq!(silent, [route, unknown]);
         let key = NeighbourKey { ifindex: 3, address: "192.0.2.77".parse().unwrap() };
         // NUD_REACHABLE.
