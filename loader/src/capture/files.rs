@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -165,7 +166,9 @@ impl Files {
                     None => path.clone(),
                 };
                 let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-                let file = File::create(&path).map_err(named)?;
+                // Packets are not for everybody's eyes.
+                let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
+                let file = file.map_err(named)?;
                 self.old.push_back(path);
                 Box::new(BufWriter::with_capacity(1 << 16, file))
             }

@@ -32,6 +32,9 @@ const PERIOD: Duration = Duration::from_millis(5);
 const UPKEEP: Duration = Duration::from_secs(1);
 /// How long a client may take nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the thread may take to come up: the daemon's loop stands still meanwhile, and tables that nobody vouches for are
+/// not trusted after a second.
+const COMING_UP: Duration = Duration::from_millis(400);
 /// How long ending may take.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Memory for the records of the programs, all CPUs together, bytes; and of one CPU at least and at most.
@@ -82,7 +85,7 @@ impl Session {
             .spawn(move || run(parts, &stopped, &report, &start))
             .map_err(|error| format!("cannot start a thread for the capture: {error}"))?;
         let session = Session { stop, thread: Some(thread) };
-        match ready.recv_timeout(LAST_WORDS) {
+        match ready.recv_timeout(COMING_UP) {
             Ok(Ok(())) => Ok((session, go)),
             Ok(Err(sentence)) => Err(sentence),
             Err(_) => Err("the capture's thread does not come up".to_owned()),
@@ -212,7 +215,7 @@ impl Gathered {
         /// Destination and source address, behind which a VLAN tag stands.
         const ADDRESSES: usize = 12;
         let (Some(mut of), Some(frame)) = (ProgramRecord::read(bytes), bytes.get(RECORD_BYTES..)) else { return };
-        if self.bytes.len() >= 2 * RECORD_MEMORY {
+        if self.bytes.len() >= 2 * RECORD_MEMORY || self.records.len() >= 8 * RECORDS {
             self.dropped += 1;
             return;
         }
