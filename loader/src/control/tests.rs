@@ -225,7 +225,7 @@ fn bad_requests_are_answered_with_a_sentence() {
             "there is no request \"stop\" in this version; there are \"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \
              \"config\" and \"capture\"",
         ),
-        (&[b'x'; 40_000], "a request has at most 32768 bytes"),
+        (&[b'x'; MAX_REQUEST + 1], "a request has at most 32768 bytes"),
     ] {
         let text = while_serving(&mut control, answer, || talk(&path, bytes));
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
