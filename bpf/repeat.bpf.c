@@ -81,6 +81,8 @@ static __always_inline int next(const struct repeated *frame, __u32 reason)
 		reason = PASS_PORT_STATE;
 	barrier_var(reason);
 	frame->count->passed[reason & (PASS_SLOTS - 1)]++;
+	frame->count->rx_packets++;
+	frame->count->rx_bytes += frame->skb->len;
 	if (frame->captures)
 		record_received(frame, CAPTURE_PASSED, reason, 0);
 	return TCX_NEXT;
@@ -240,7 +242,7 @@ static __always_inline void record_sent(struct __sk_buff *skb, const struct port
 		bpf_tail_call_static(skb, &stages, STAGE_SENT);
 }
 
-/* Counts the socket buffer and hands it on. */
+/* Counts the socket buffer and hands it on. What is forwarded was received: the loader adds it there (struct counters). */
 static __always_inline int forward(const struct repeated *frame, const struct port *to, const struct packet *packet)
 {
 	struct counters *out = bpf_map_lookup_elem(&counters, &packet->egress);
@@ -284,8 +286,6 @@ static __always_inline int repeat(struct __sk_buff *skb, int captures)
 	frame.ingress = ingress;
 	packet.frame_bytes = skb->len;
 	packet.is_super = skb->gso_size != 0;
-	count->rx_packets++;
-	count->rx_bytes += packet.frame_bytes;
 	if (skb->vlan_present)
 		return next(&frame, PASS_VLAN);
 	packet.head_bytes = load_head(skb, packet.frame_bytes, &head);

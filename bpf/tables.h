@@ -166,6 +166,7 @@ _Static_assert(PASS_REASONS <= PASS_SLOTS, "every reason has a counter");
 
 /* What happened to the frames of one port on one CPU. */
 struct counters {
+	/* Without those that the tc program forwarded: the loader adds repeated, which is then counted only once a frame. */
 	__u64 rx_packets;
 	__u64 rx_bytes;
 	/* To AF_XDP sockets. */

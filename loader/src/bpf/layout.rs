@@ -214,17 +214,18 @@ impl PortCounters {
             value.copy_from_slice(chunk);
             u64::from_ne_bytes(value)
         });
-        let totals = [
-            &mut self.rx_packets,
-            &mut self.rx_bytes,
-            &mut self.steered,
-            &mut self.repeated,
-            &mut self.repeated_bytes,
-            &mut self.repeated_out,
-            &mut self.repeated_out_bytes,
-        ];
-        for total in totals.into_iter().chain(&mut self.passed) {
-            *total += values.next().unwrap_or(0);
+        let [rx_packets, rx_bytes, steered, repeated, repeated_bytes, repeated_out, repeated_out_bytes] =
+            std::array::from_fn(|_| values.next().unwrap_or(0));
+        // What the tc program forwards it counts only as that.
+        self.rx_packets += rx_packets + repeated;
+        self.rx_bytes += rx_bytes + repeated_bytes;
+        self.steered += steered;
+        self.repeated += repeated;
+        self.repeated_bytes += repeated_bytes;
+        self.repeated_out += repeated_out;
+        self.repeated_out_bytes += repeated_out_bytes;
+        for passed in &mut self.passed {
+            *passed += values.next().unwrap_or(0);
         }
     }
 
@@ -300,7 +301,7 @@ mod tests {
         let mut counters = PortCounters::default();
         counters.add(&cpu);
         counters.add(&cpu);
-        assert_eq!((counters.rx_packets, counters.rx_bytes, counters.steered), (2, 4, 6));
+        assert_eq!((counters.rx_packets, counters.rx_bytes, counters.steered), (2 + 8, 4 + 10, 6));
         assert_eq!((counters.repeated, counters.repeated_out_bytes), (8, 14));
         assert_eq!(counters.passed[0], 16);
         assert_eq!(counters.passed_total(), (0..PassReason::COUNT as u64).map(|index| 2 * (8 + index)).sum::<u64>());
