@@ -4,9 +4,9 @@
  *
  * Every program that decides is there twice. The one that is attached begins with a tail call into `stages`, where there is
  * nothing while nobody captures, and the kernel turns such a call into a jump to the next instruction. Capturing is
- * putting a program there: the user's filter, which the loader has translated (loader/src/bpf/filter.rs). It notes whether
- * the frame matches and calls on to the second one, which decides by the same code and makes records besides. If a call
- * fails, the frame takes its way without a record.
+ * putting a program there. The user's filter, which the loader has translated (loader/src/bpf/filter.rs), notes whether the
+ * frame matches and calls on; the second program decides by the same code, and records are made besides. If a call fails,
+ * the frame takes its way without a record.
  *
  * A record goes to the loader through a ring; when that is full, the record is lost and counted, and the frame is not.
  */
@@ -16,15 +16,15 @@
 #include "kernel.h"
 #include "limits.h"
 
-/* Places in stages. */
+/*
+ * Places in stages. tc: the filter, the program that decides and records what came in, the filter again, the program that
+ * records what is sent and sends it. XDP: the program that decides; the second is empty; the filter, for what is the kernel's
+ * only; the program that records that.
+ */
 enum stage {
-	/* The filter, of the frame as it came in. */
-	STAGE_FILTER = 0,
-	/* The program that decides and records. */
+	STAGE_FIRST = 0,
 	STAGE_CAPTURE = 1,
-	/* The filter, of the frame as it is sent. */
 	STAGE_FILTER_SENT = 2,
-	/* The program that records what is sent, and sends it. */
 	STAGE_SENT = 3,
 	STAGES = 4,
 };
@@ -50,10 +50,14 @@ struct capture_settings {
 struct capture_scratch {
 	/* Whether the frame matches. */
 	__u32 matches;
-	/* The way out, and the port's number. */
+	/* The way out. */
 	__u32 to_ifindex;
 	__u32 to_peer;
-	__u32 egress;
+	/* Number of the port for which a record is made. */
+	__u32 port;
+	/* enum pass_reason */
+	__u32 reason;
+	__u32 zero;
 	__u64 received_ns;
 };
 

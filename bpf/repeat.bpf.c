@@ -235,7 +235,7 @@ static __always_inline void record_sent(struct __sk_buff *skb, const struct port
 		return;
 	scratch->to_ifindex = to->ifindex;
 	scratch->to_peer = to->flags & PORT_PEER;
-	scratch->egress = packet->egress;
+	scratch->port = packet->egress;
 	if (again)
 		bpf_tail_call_static(skb, &stages, STAGE_FILTER_SENT);
 	else
@@ -325,7 +325,7 @@ static __always_inline int repeat(struct __sk_buff *skb, int captures)
 SEC("tc")
 int podlane_repeat(struct __sk_buff *skb)
 {
-	bpf_tail_call_static(skb, &stages, STAGE_FILTER);
+	bpf_tail_call_static(skb, &stages, STAGE_FIRST);
 	return repeat(skb, 0);
 }
 
@@ -354,7 +354,7 @@ int podlane_repeat_sent(struct __sk_buff *skb)
 		record.ifindex = scratch->to_ifindex;
 		record.direction = CAPTURE_TX;
 		record.outcome = CAPTURE_SENT;
-		emit_record(skb, settings, scratch->egress, &record);
+		emit_record(skb, settings, scratch->port, &record);
 	}
 	return hand_on(skb, scratch->to_ifindex, scratch->to_peer);
 }

@@ -7,14 +7,14 @@
 SEC("xdp.frags")
 int podlane_steer(struct xdp_md *ctx)
 {
-	bpf_tail_call_static(ctx, &stages, STAGE_FILTER);
-	return steer_frame(ctx, ADMIT, 0);
+	bpf_tail_call_static(ctx, &stages, STAGE_FIRST);
+	return steer_frame(ctx, ADMIT);
 }
 
 SEC("xdp.frags")
 int podlane_steer_rec(struct xdp_md *ctx)
 {
-	return steer_frame(ctx, ADMIT, 1);
+	return steer_recorded(ctx, ADMIT);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

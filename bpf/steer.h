@@ -77,53 +77,29 @@ static __always_inline int way_out_is_alive(__u32 ingress_socket, __u32 egress)
 	return 1;
 }
 
-/* Records a frame that is the kernel's; what goes to a socket its worker records. */
-static __always_inline void record_passed(struct xdp_md *ctx, __u32 ingress, __u32 reason)
-{
-	const struct capture_scratch *scratch = scratch_of_capture();
-	__u32 ifindex = ctx->ingress_ifindex;
-	const struct capture_settings *settings;
-	struct capture_record record = {};
-
-	if (!scratch || !scratch->matches)
-		return;
-	settings = capture_wanted(ifindex, CAPTURE_RX);
-	if (!settings)
-		return;
-	record.packet = scratch->received_ns;
-	record.first_ns = scratch->received_ns;
-	record.second_ns = bpf_ktime_get_ns();
-	record.ifindex = ifindex;
-	record.frame_bytes = bpf_xdp_get_buff_len(ctx);
-	record.direction = CAPTURE_RX;
-	record.outcome = CAPTURE_PASSED;
-	record.reason = reason;
-	record.place = CAPTURE_XDP;
-	emit_record(ctx, settings, ingress, &record);
-}
-
 /* What a frame meets besides its decision. */
 struct steered {
 	struct xdp_md *ctx;
 	struct counters *count;
 	__u32 ingress;
-	/* A constant. */
-	int captures;
+	/* Whether it was passed and counted, and why. */
+	__u32 is_passed;
+	__u32 reason;
 };
 
-static __always_inline int pass(const struct steered *frame, __u32 reason)
+static __always_inline int pass(struct steered *frame, __u32 reason)
 {
 	if (reason >= PASS_REASONS)
 		reason = PASS_PORT_STATE;
 	barrier_var(reason);
 	frame->count->passed[reason & (PASS_SLOTS - 1)]++;
-	if (frame->captures)
-		record_passed(frame->ctx, frame->ingress, reason);
+	frame->is_passed = 1;
+	frame->reason = reason;
 	return XDP_PASS;
 }
 
 /* Sends an admitted frame to the socket of its queue if somebody drains it. */
-static __always_inline int to_socket(const struct steered *frame, __u32 egress)
+static __always_inline int to_socket(struct steered *frame, __u32 egress)
 {
 	__u32 queue = frame->ctx->rx_queue_index;
 	__u32 socket = frame->ingress * MAX_QUEUES + queue;
@@ -140,11 +116,11 @@ static __always_inline int to_socket(const struct steered *frame, __u32 egress)
 
 /*
  * The program. hidden: ADMIT, or why the frame is the kernel's for something that does not stand in the frame itself and
- * that a socket would lose. captures: a constant, whether to record what passes.
+ * that a socket would lose.
  */
-static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden, int captures)
+static __always_inline int decide_frame(struct steered *frame, __u32 hidden)
 {
-	struct steered frame = { .ctx = ctx, .captures = captures };
+	struct xdp_md *ctx = frame->ctx;
 	__u32 ifindex = ctx->ingress_ifindex;
 	const struct port *port = NULL;
 	struct counters *count;
@@ -153,8 +129,6 @@ static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden, int cap
 	struct head head;
 	__u32 ingress, reason;
 
-	if (captures)
-		note_received();
 	if (!take_snapshot(&snapshot))
 		return XDP_PASS;
 	ingress = ingress_port(&snapshot, ifindex, &port);
@@ -163,26 +137,79 @@ static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden, int cap
 	count = bpf_map_lookup_elem(&counters, &ingress);
 	if (!count)
 		return XDP_PASS;
-	frame.count = count;
-	frame.ingress = ingress;
+	frame->count = count;
+	frame->ingress = ingress;
 	packet.frame_bytes = bpf_xdp_get_buff_len(ctx);
 	packet.is_super = 0;
 	count->rx_packets++;
 	count->rx_bytes += packet.frame_bytes;
 	if (hidden != ADMIT)
-		return pass(&frame, hidden);
+		return pass(frame, hidden);
 	packet.head_bytes = load_head(ctx, packet.frame_bytes, &head);
 	reason = parse(&head, &packet);
 	if (reason != ADMIT)
-		return pass(&frame, reason);
+		return pass(frame, reason);
 	if (!port)
-		return pass(&frame, PASS_PORT_STATE);
+		return pass(frame, PASS_PORT_STATE);
 	reason = decide(&snapshot, &head, &packet, ingress, port);
 	if (is_torn(&snapshot))
-		return pass(&frame, PASS_TABLES_CHANGED);
+		return pass(frame, PASS_TABLES_CHANGED);
 	if (reason != ADMIT)
-		return pass(&frame, reason);
-	return to_socket(&frame, packet.egress);
+		return pass(frame, reason);
+	return to_socket(frame, packet.egress);
+}
+
+/* The program, as it is attached. */
+static __always_inline int steer_frame(struct xdp_md *ctx, __u32 hidden)
+{
+	struct steered frame = { .ctx = ctx };
+
+	return decide_frame(&frame, hidden);
+}
+
+/*
+ * The same, and has what is the kernel's recorded: by way of the filter, which so costs nothing for what goes to a socket and
+ * is filtered by its worker.
+ */
+static __always_inline int steer_recorded(struct xdp_md *ctx, __u32 hidden)
+{
+	struct steered frame = { .ctx = ctx };
+	int verdict = decide_frame(&frame, hidden);
+	struct capture_scratch *scratch;
+
+	if (!frame.is_passed || !capture_wanted(ctx->ingress_ifindex, CAPTURE_RX))
+		return verdict;
+	scratch = scratch_of_capture();
+	if (scratch) {
+		scratch->reason = frame.reason;
+		scratch->port = frame.ingress;
+		bpf_tail_call_static(ctx, &stages, STAGE_FILTER_SENT);
+	}
+	return verdict;
+}
+
+/* Records a frame that is the kernel's. */
+SEC("xdp.frags")
+int podlane_steer_passed(struct xdp_md *ctx)
+{
+	const struct capture_scratch *scratch = scratch_of_capture();
+	const struct capture_settings *settings;
+	struct capture_record record = {};
+
+	if (!scratch || !scratch->matches)
+		return XDP_PASS;
+	settings = capture_wanted(ctx->ingress_ifindex, CAPTURE_RX);
+	if (!settings)
+		return XDP_PASS;
+	record.first_ns = record.second_ns = record.packet = bpf_ktime_get_ns();
+	record.ifindex = ctx->ingress_ifindex;
+	record.frame_bytes = bpf_xdp_get_buff_len(ctx);
+	record.direction = CAPTURE_RX;
+	record.outcome = CAPTURE_PASSED;
+	record.reason = scratch->reason;
+	record.place = CAPTURE_XDP;
+	emit_record(ctx, settings, scratch->port, &record);
+	return XDP_PASS;
 }
 
 #endif

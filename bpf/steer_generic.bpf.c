@@ -47,14 +47,14 @@ static __always_inline int is_super_frame(struct xdp_md *ctx)
 SEC("xdp.frags")
 int podlane_steer_generic(struct xdp_md *ctx)
 {
-	bpf_tail_call_static(ctx, &stages, STAGE_FILTER);
-	return steer_frame(ctx, is_super_frame(ctx) ? PASS_SUPER_FRAME : ADMIT, 0);
+	bpf_tail_call_static(ctx, &stages, STAGE_FIRST);
+	return steer_frame(ctx, is_super_frame(ctx) ? PASS_SUPER_FRAME : ADMIT);
 }
 
 SEC("xdp.frags")
 int podlane_steer_generic_rec(struct xdp_md *ctx)
 {
-	return steer_frame(ctx, is_super_frame(ctx) ? PASS_SUPER_FRAME : ADMIT, 1);
+	return steer_recorded(ctx, is_super_frame(ctx) ? PASS_SUPER_FRAME : ADMIT);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

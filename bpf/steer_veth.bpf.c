@@ -53,14 +53,14 @@ static __always_inline __u32 hidden(struct xdp_md *ctx)
 SEC("xdp.frags")
 int podlane_steer_veth(struct xdp_md *ctx)
 {
-	bpf_tail_call_static(ctx, &stages, STAGE_FILTER);
-	return steer_frame(ctx, hidden(ctx), 0);
+	bpf_tail_call_static(ctx, &stages, STAGE_FIRST);
+	return steer_frame(ctx, hidden(ctx));
 }
 
 SEC("xdp.frags")
 int podlane_steer_veth_rec(struct xdp_md *ctx)
 {
-	return steer_frame(ctx, hidden(ctx), 1);
+	return steer_recorded(ctx, hidden(ctx));
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

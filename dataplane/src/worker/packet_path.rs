@@ -64,7 +64,7 @@ impl<Q: QueueIo> Worker<Q> {
     /// The packet in `self.packet`, to look at.
     #[inline(always)]
     pub(super) fn view(&self) -> View<'_> {
-        View { memory: &self.memory, packet: &self.packet }
+        View::new(&self.memory, &self.packet)
     }
 
     /// Forwards the packet in `self.packet`, which is empty afterwards.

@@ -12,8 +12,14 @@ use crate::tap::{Bytes, Copied, Direction, Outcome, Record, Ring, Tap};
 /// The bytes of a packet in a worker's hands.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
-    pub memory: &'a FrameMemory,
-    pub packet: &'a [Piece],
+    memory: &'a FrameMemory,
+    packet: &'a [Piece],
+}
+
+/// The same with the first piece at hand, where nearly everything stands that a filter looks at.
+struct Opened<'a> {
+    first: &'a [u8],
+    all: View<'a>,
 }
 
 impl Bytes for View<'_> {
@@ -21,14 +27,39 @@ impl Bytes for View<'_> {
         self.packet.iter().map(|piece| u32::from(piece.bytes)).sum()
     }
 
-    #[inline]
     fn read(&self, at: u32, out: &mut [u8]) -> bool {
-        let first = self.packet.first().map_or(&[][..], |piece| self.memory.bytes(piece));
-        first.read(at, out) || self.read_across(at as usize, out)
+        self.open().read(at, out)
     }
 }
 
-impl View<'_> {
+impl Bytes for Opened<'_> {
+    fn len(&self) -> u32 {
+        self.all.len()
+    }
+
+    #[inline]
+    fn read(&self, at: u32, out: &mut [u8]) -> bool {
+        self.first.read(at, out) || (self.all.packet.len() > 1 && self.all.read_across(at as usize, out))
+    }
+}
+
+impl<'a> View<'a> {
+    /// The packet of these pieces.
+    #[inline(always)]
+    pub fn new(memory: &'a FrameMemory, packet: &'a [Piece]) -> Self {
+        View { memory, packet }
+    }
+
+    #[inline]
+    fn open(self) -> Opened<'a> {
+        Opened { first: self.packet.first().map_or(&[][..], |piece| self.memory.bytes(piece)), all: self }
+    }
+
+    #[inline]
+    fn matches(self, tap: &Tap) -> bool {
+        tap.wish().filter.matches(&self.open())
+    }
+
     /// The slow way, across pieces.
     #[cold]
     fn read_across(&self, mut skip: usize, out: &mut [u8]) -> bool {
@@ -144,7 +175,7 @@ impl<'a> Tapping<'a> {
 impl Watch for Tapping<'_> {
     #[inline]
     fn received(&mut self, frame: View<'_>) {
-        self.matches = self.tap.wish().filter.matches(&frame);
+        self.matches = frame.matches(self.tap);
         if self.matches {
             self.frame_bytes = frame.len();
             self.received = if self.wants_received { self.copy(frame, self.batch.ingress) } else { None };
@@ -162,7 +193,7 @@ impl Watch for Tapping<'_> {
     #[inline]
     fn sending(&mut self, frame: View<'_>, port: PortId) {
         let matches = match self.changes && self.tap.filters_sent() {
-            true => self.tap.wish().filter.matches(&frame),
+            true => frame.matches(self.tap),
             false => self.matches,
         };
         let ifindex = self.ifindex_of(port);
@@ -223,7 +254,7 @@ pub(super) struct Handed<'a> {
 impl<'a> Handed<'a> {
     /// Looks at the packet before it is sent.
     pub fn look(tap: &'a Tap, worker: usize, frame: View<'_>, port: PortId, ifindex: u32) -> Option<Self> {
-        if !tap.wants(Direction::Tx, ifindex) || !tap.wish().filter.matches(&frame) {
+        if !tap.wants(Direction::Tx, ifindex) || !frame.matches(tap) {
             return None;
         }
         let ring = tap.rings().get(worker)?;

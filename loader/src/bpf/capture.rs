@@ -20,7 +20,7 @@ use super::{Steering, layout, sys};
 pub const RECORD_BYTES: usize = 48;
 
 // enum stage of bpf/capture.h.
-const FILTER: i32 = 0;
+const FIRST: i32 = 0;
 const CAPTURE: i32 = 1;
 const FILTER_SENT: i32 = 2;
 const SENT: i32 = 3;
@@ -139,7 +139,7 @@ impl Steering {
         self.capture.active = None;
         for kind in self.loaded() {
             if let Some(program) = self.program_of(kind) {
-                clear(&program.stages, FILTER);
+                clear(&program.stages, FIRST);
                 clear(&program.stages, FILTER_SENT);
             }
         }
@@ -215,17 +215,20 @@ impl Steering {
             let refused = |error| BpfError::Load { program: "of the filter", source: libbpf_rs::Error::from(error) };
             sys::load_program(hook, &program).map_err(refused)
         };
-        let mut filters = Vec::new();
-        for (program, stage) in recording.iter().zip([CAPTURE, SENT]) {
-            set(stages, stage, program)?;
-        }
-        if kind == Kind::Repeat {
-            filters.push(filter(Hook::Tc, SENT)?);
+        let [decides, records] = &recording[..] else { return Ok(()) };
+        set(stages, SENT, records)?;
+        let filters = if kind == Kind::Repeat {
+            set(stages, CAPTURE, decides)?;
+            let filters = vec![filter(Hook::Tc, SENT)?, filter(Hook::Tc, CAPTURE)?];
             set(stages, FILTER_SENT, &filters[0])?;
-        }
-        let first = filter(if kind == Kind::Repeat { Hook::Tc } else { Hook::Xdp }, CAPTURE)?;
-        set(stages, FILTER, &first)?;
-        filters.push(first);
+            set(stages, FIRST, &filters[1])?;
+            filters
+        } else {
+            let filters = vec![filter(Hook::Xdp, SENT)?];
+            set(stages, FILTER_SENT, &filters[0])?;
+            set(stages, FIRST, decides)?;
+            filters
+        };
         self.capture.filters.extend(filters);
         Ok(())
     }

@@ -108,6 +108,7 @@ pub(super) fn native() -> Result<(Program, MirroredMaps, PlainMaps), BpfError> {
     let mut storage = MaybeUninit::uninit();
     let mut open = steer::SteerSkelBuilder::default().open(&mut storage).map_err(&refused)?;
     open.progs.podlane_steer_rec.set_autoload(false);
+    open.progs.podlane_steer_passed.set_autoload(false);
     let loaded = open.load().map_err(&refused)?;
     let program = loaded.progs.podlane_steer.as_fd().try_clone_to_owned();
     let program = program.map_err(|error| refused(libbpf_rs::Error::from(error)))?;
@@ -244,8 +245,8 @@ pub(super) fn repeat(mirrored: &Mirrored, plain: &PlainMaps) -> Result<Program, 
     )
 }
 
-/// Loads what records of the same object as `attached`: the program that decides and records, and for tc the one that
-/// records what is sent.
+/// Loads what stands behind `attached` while somebody captures: the program that decides, and the one that records at the end
+/// (of XDP what is the kernel's, of tc what is sent).
 pub(super) fn recording(
     kind: Kind,
     attached: &Program,
@@ -286,6 +287,17 @@ pub(super) fn recording(
             stages
         )
     };
+    let load_passed = || -> Result<Program, BpfError> {
+        load_over!(
+            steer::SteerSkelBuilder,
+            podlane_steer_passed,
+            not [podlane_steer, podlane_steer_rec],
+            maps,
+            plain,
+            [sockets, owners, heartbeats],
+            stages
+        )
+    };
     let load_repeat = || -> Result<Program, BpfError> {
         load_over!(
             repeat::RepeatSkelBuilder,
@@ -309,9 +321,9 @@ pub(super) fn recording(
         )
     };
     let loaded = match kind {
-        Kind::Native => vec![load_native()?],
-        Kind::Veth => vec![load_veth()?],
-        Kind::Generic => vec![load_generic()?],
+        Kind::Native => vec![load_native()?, load_passed()?],
+        Kind::Veth => vec![load_veth()?, load_passed()?],
+        Kind::Generic => vec![load_generic()?, load_passed()?],
         Kind::Repeat => vec![load_repeat()?, load_sent()?],
     };
     Ok(loaded.into_iter().map(|loaded| loaded.program).collect())
