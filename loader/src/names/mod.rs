@@ -107,13 +107,15 @@ pub fn interface_of(word: &str, ports: &[(String, Option<PodName>)]) -> Result<O
         return Ok(Some(word.to_owned()));
     }
     let is_meant = |name: &Option<PodName>| name.as_ref().is_some_and(|name| name.is_meant_by(word));
-    let mut meant = ports.iter().filter(|(_, name)| is_meant(name)).map(|(interface, _)| interface);
-    let (first, second) = (meant.next(), meant.next());
-    match (first, second) {
-        (None, _) => Ok(None),
-        (Some(only), None) => Ok(Some(only.clone())),
-        (Some(first), Some(second)) => {
-            let listed: Vec<_> = [first, second].into_iter().chain(meant).take(LISTED).map(String::as_str).collect();
+    let mut meant: Vec<&str> =
+        ports.iter().filter(|(_, name)| is_meant(name)).map(|(interface, _)| interface.as_str()).collect();
+    // By name: the ports' own order changes with every daemon.
+    meant.sort_unstable();
+    match meant.as_slice() {
+        [] => Ok(None),
+        [only] => Ok(Some((*only).to_owned())),
+        listed => {
+            let listed = &listed[..listed.len().min(LISTED)];
             Err(AmbiguousName { word: word.to_owned(), interfaces: listed.join(", ") })
         }
     }
