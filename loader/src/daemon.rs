@@ -350,8 +350,6 @@ impl Daemon {
                 self.finish_ports();
             }
             self.claim_counters();
-        }
-        if moved {
             self.names.refresh();
         }
         if changes.intersects(Changes::LINKS) {

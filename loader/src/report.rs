@@ -64,7 +64,8 @@ fn names(daemon: &Daemon) -> BTreeMap<PortId, String> {
     daemon.ports.open().map(|port| (port.id, port.link.name.clone())).collect()
 }
 
-/// Everything about the daemon. `audit` has the workers count their frames, which waits for them; without, `umem` is empty.
+/// Everything about the daemon. `audit` has the workers count their frames, which waits for them; without, `umem` is empty and
+/// the workers' frames are 0.
 pub fn status(daemon: &Daemon, audit: bool) -> Status {
     let config = &daemon.config;
     let tables = daemon.tables();
@@ -74,7 +75,8 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
     notes.extend(daemon.large.notes().map(str::to_owned));
     notes.extend(daemon.carried.note());
     notes.extend(daemon.notes.iter().cloned());
-    let frames = engine.map(count_frames).unwrap_or_default();
+    let audited = engine.filter(|_| audit);
+    let frames = audited.map(count_frames).unwrap_or_default();
     let mut status = Status {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -102,7 +104,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
         ports: engine.map(|engine| ports(daemon, engine, &tables)).unwrap_or_default(),
         refused: refused(daemon),
         tables: table_sizes(&tables),
-        umem: engine.filter(|_| audit).map(|engine| umem(engine, &frames)).unwrap_or_default(),
+        umem: audited.map(|engine| umem(engine, &frames)).unwrap_or_default(),
         mirror: mirror(daemon),
         learning: engine.map(|engine| learning(daemon, engine)).unwrap_or_default(),
         counters: Default::default(),

@@ -46,7 +46,8 @@ impl Handoff {
         &self.rings[from * self.workers + to]
     }
 
-    /// Hands a whole packet for `port`, received at `since_ns`, over, emptying `pieces`; or leaves it there and returns false when the ring is full.
+    /// Hands a whole packet for `port`, received at `since_ns`, over, emptying `pieces`; or leaves it there and returns false
+    /// when the ring is full.
     #[inline]
     pub fn hand_over(&self, from: usize, to: usize, (port, since_ns): (PortId, u64), pieces: &mut Vec<Piece>) -> bool {
         let ring = self.ring(from, to);

@@ -20,9 +20,8 @@ use crate::names::{NamedBy, PodName};
 pub use render::UPTIME_PARTS;
 pub(crate) use render::uptime;
 pub use residence::ResidenceStatus;
-pub(crate) use table::{Cell, Table};
+pub(crate) use table::{Cell, Table, wrap, wrap_to};
 pub use table::{WIDTH, thousands};
-pub(crate) use table::{wrap, wrap_to};
 
 /// The version of the JSON's shape. It changes when a field changes its meaning or goes away, not when one is added.
 pub const SCHEMA: u32 = 1;
