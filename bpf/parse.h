@@ -320,9 +320,7 @@ static __always_inline __u64 copy_head(const __u8 *from, const __u8 *end, struct
 
 	if (from + ipv4_bytes > end)
 		return 0;
-	*(__u16 *)to = 0;
-	*(__u16 *)(to + 2) = *(const __u16 *)from;
-	*(__u32 *)(to + 4) = *(const __u32 *)(from + 2);
+	*(__u64 *)to = *(const __u64 *)from << 16;
 #pragma unroll
 	for (int word = 0; word < 4; word++)
 		*(__u64 *)(to + 8 + 8 * word) = *(const __u64 *)(from + 6 + 8 * word);

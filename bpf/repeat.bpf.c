@@ -294,15 +294,15 @@ static __always_inline int repeat(struct __sk_buff *skb, int captures)
 		reason = measure_segments(skb, &head, &packet);
 	if (reason == ADMIT)
 		reason = decide(&snapshot, &head, &packet, ingress, from);
+	if (reason != ADMIT)
+		return next(&frame, is_torn(&snapshot) ? PASS_TABLES_CHANGED : reason);
 	/* Everything that is needed of the snapshot is taken out of it before it is asked whether it was whole. */
-	if (reason == ADMIT && packet.to)
+	if (packet.to)
 		to = *packet.to;
-	if (reason == ADMIT && packet.adjacency)
+	if (packet.adjacency)
 		adjacency = *packet.adjacency;
 	if (is_torn(&snapshot))
 		return next(&frame, PASS_TABLES_CHANGED);
-	if (reason != ADMIT)
-		return next(&frame, reason);
 	if (tables_are_stale(&snapshot, count))
 		return next(&frame, PASS_TABLES_STALE);
 	if (!to.ifindex)

@@ -29,7 +29,7 @@ pub use error::{AttachError, BpfError};
 pub use layout::{HEARTBEAT_BYTES, HEARTBEAT_STRIDE, PortCounters};
 pub use repeat::TcKind;
 pub use sync::Writes;
-pub use sys::{TestRun, libbpf_version};
+pub use sys::{EventRings, TestRun, libbpf_version};
 
 /// The loaded XDP programs.
 #[derive(Debug)]

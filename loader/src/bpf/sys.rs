@@ -1,9 +1,12 @@
 //! The calls of libbpf and of the kernel that no library here has a fitting wrapper for: links with a mode or at tcx,
-//! running a program by its file descriptor, waiting for programs. The loader's only `unsafe` code.
+//! running a program by its file descriptor, waiting for programs, rings that wake nobody. The loader's only `unsafe` code.
 #![allow(unsafe_code)]
 
+use std::ffi::c_void;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
 
 use libbpf_rs::libbpf_sys;
 
@@ -125,6 +128,89 @@ pub(super) fn create_clsact(ifindex: u32) -> io::Result<bool> {
         error if error == -nix::libc::EEXIST => Ok(false),
         error => Err(io::Error::from_raw_os_error(-error)),
     }
+}
+
+/// The rings of all CPUs behind a perf event array. Whoever reads them looks by himself from time to time: a program that
+/// puts something in wakes nobody. Waking takes an interrupt for each record, several microseconds of the time of whoever
+/// sent the frame.
+#[derive(Debug)]
+pub struct EventRings<'a> {
+    rings: NonNull<libbpf_sys::perf_buffer>,
+    /// What the callback is given, of which this is the owner.
+    reader: NonNull<Reader<'a>>,
+    owns: PhantomData<Reader<'a>>,
+}
+
+/// Is called with each record.
+type Reader<'a> = Box<dyn FnMut(&[u8]) + 'a>;
+
+impl<'a> EventRings<'a> {
+    /// Opens a ring of `pages` pages, a power of two, for each CPU. `reader` gets every record that [`EventRings::read`] finds.
+    ///
+    /// # Errors
+    /// The kernel's (`perf_event_open`, `mmap`).
+    pub fn open(events: BorrowedFd<'_>, pages: usize, reader: impl FnMut(&[u8]) + 'a) -> io::Result<Self> {
+        let reader: Reader<'a> = Box::new(reader);
+        let reader = NonNull::from(Box::leak(Box::new(reader)));
+        let options = libbpf_sys::perf_buffer_opts {
+            sz: size_of::<libbpf_sys::perf_buffer_opts>() as _,
+            // So many records until somebody is woken: more than a ring has room for.
+            sample_period: i32::MAX as u32,
+            ..Default::default()
+        };
+        // SAFETY: `events` is open during the call; `options` is a valid structure of the size that it names; `reader` is what
+        // `call_reader` expects, and lives until the rings are freed.
+        let rings = unsafe {
+            libbpf_sys::perf_buffer__new(
+                events.as_raw_fd(),
+                pages as _,
+                Some(call_reader),
+                None,
+                reader.as_ptr().cast(),
+                &options,
+            )
+        };
+        // libbpf leaves the reason in errno.
+        let error = io::Error::last_os_error();
+        let rings = NonNull::new(rings).ok_or_else(|| {
+            // SAFETY: made from a box above, and nobody has it.
+            drop(unsafe { Box::from_raw(reader.as_ptr()) });
+            error
+        })?;
+        Ok(EventRings { rings, reader, owns: PhantomData })
+    }
+
+    /// Hands everything that is in the rings to the reader.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read(&mut self) -> io::Result<()> {
+        // SAFETY: the rings are open as long as `self` is, and `&mut` keeps the reader from being called twice at a time.
+        match unsafe { libbpf_sys::perf_buffer__consume(self.rings.as_ptr()) } {
+            error if error < 0 => Err(io::Error::from_raw_os_error(-error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for EventRings<'_> {
+    fn drop(&mut self) {
+        // SAFETY: both were made by `open`, and are freed only here; the rings, which know the reader, first.
+        unsafe {
+            libbpf_sys::perf_buffer__free(self.rings.as_ptr());
+            drop(Box::from_raw(self.reader.as_ptr()));
+        }
+    }
+}
+
+/// What libbpf calls with a record of `bytes` bytes at `data`.
+extern "C" fn call_reader(reader: *mut c_void, _cpu: i32, data: *mut c_void, bytes: u32) {
+    // SAFETY: `reader` is that of `EventRings::open`, and only `EventRings::read` gets here, one call at a time; the record is
+    // libbpf's until this returns. A panic ends the process instead of unwinding into C.
+    let (reader, record) = unsafe {
+        (&mut *reader.cast::<Reader<'_>>(), std::slice::from_raw_parts(data.cast::<u8>().cast_const(), bytes as usize))
+    };
+    reader(record);
 }
 
 /// Waits until every BPF program that ran when this was called has ended, on machines that may reorder loads; elsewhere the

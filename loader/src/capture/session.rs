@@ -15,7 +15,6 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use libbpf_rs::{PerfBuffer, PerfBufferBuilder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podlane_dataplane::afxdp::clock;
 use podlane_dataplane::table::Publisher;
@@ -24,10 +23,13 @@ use podlane_dataplane::{PortId, limits};
 use serde_json::json;
 
 use super::wire::{Message, Packet, Seer};
-use crate::bpf::{Place, ProgramRecord, RECORD_BYTES, Records};
+use crate::bpf::{EventRings, Place, ProgramRecord, RECORD_BYTES, Records};
 
-/// How often the workers' rings are looked into while little comes.
+/// How often the rings are looked into. They hold what comes in several times as long, even at full rate.
 const PERIOD: Duration = Duration::from_millis(5);
+/// So many records in one look are a flood, and the next look follows at once. For fewer, one that follows at once would find
+/// a handful, and the next one: the thread would take a CPU away from those who forward.
+const FLOOD: usize = RECORDS / 4;
 /// How often lost records are told, and the clocks compared.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// How long a client may take nothing.
@@ -117,8 +119,8 @@ pub fn refuse(stream: UnixStream, sentence: &str) {
 fn run(parts: Parts, stop: &AtomicBool, report: &Sender<Go>, start: &Receiver<Go>) {
     let gathered = RefCell::new(Gathered::default());
     let records = parts.records.clone();
-    let buffer = match open_buffer(&records, &gathered, parts.tap.wish().snap_bytes) {
-        Ok(buffer) => buffer,
+    let mut rings = match open_rings(&records, &gathered, parts.tap.wish().snap_bytes) {
+        Ok(rings) => rings,
         Err(sentence) => {
             refuse(parts.stream, &sentence);
             let _ = report.send(Err(sentence));
@@ -141,24 +143,24 @@ fn run(parts: Parts, stop: &AtomicBool, report: &Sender<Go>, start: &Receiver<Go
         to_unix_ns: to_unix_ns(),
         out: Vec::new(),
     };
-    if let Err(error) = teller.serve(&buffer, &gathered) {
+    if let Err(error) = teller.serve(&mut rings, &gathered) {
         tracing::debug!(%error, "the client of a capture has gone");
     }
 }
 
 /// The ring of each CPU for the programs' records.
-fn open_buffer<'a>(
-    records: &'a Records,
+fn open_rings<'a>(
+    records: &Records,
     gathered: &'a RefCell<Gathered>,
     snap_bytes: u32,
-) -> Result<PerfBuffer<'a>, String> {
+) -> Result<EventRings<'a>, String> {
     let cpus = libbpf_rs::num_possible_cpus().unwrap_or(1).max(1);
     let bytes = (EVENTS_BYTES / cpus).clamp(*CPU_BYTES.start(), *CPU_BYTES.end());
     // A power of two, as the kernel wants it.
     let pages = (bytes / 4096 + 1).next_power_of_two() / 2;
-    let sample = move |_, bytes: &[u8]| gathered.borrow_mut().add_program_record(bytes, snap_bytes);
-    let builder = PerfBufferBuilder::new(&*records.events).pages(pages).sample_cb(sample);
-    builder.build().map_err(|error| format!("cannot open the kernel's ring for records: {error}"))
+    let reader = move |bytes: &[u8]| gathered.borrow_mut().add_program_record(bytes, snap_bytes);
+    let rings = EventRings::open(records.events.as_fd(), pages, reader);
+    rings.map_err(|error| format!("cannot open the kernel's ring for records: {error}"))
 }
 
 /// Nanoseconds from the start of `CLOCK_MONOTONIC` to 1970.
@@ -315,7 +317,7 @@ struct Teller<'a> {
 }
 
 impl Teller<'_> {
-    fn serve(&mut self, buffer: &PerfBuffer<'_>, gathered: &RefCell<Gathered>) -> io::Result<()> {
+    fn serve(&mut self, rings: &mut EventRings<'_>, gathered: &RefCell<Gathered>) -> io::Result<()> {
         self.client.stream.set_nonblocking(true)?;
         self.client.send(format!("{}\n", json!({ "capturing": true })).as_bytes())?;
         let mut last_upkeep = Instant::now();
@@ -323,7 +325,7 @@ impl Teller<'_> {
             let enough = self.client.has_enough();
             let stopped = self.client.stop.load(Ordering::Relaxed);
             let now_ns = clock::precise_ns();
-            let told = self.tell(buffer, gathered, if enough || stopped { u64::MAX } else { now_ns })?;
+            let told = self.tell(rings, gathered, if enough || stopped { u64::MAX } else { now_ns })?;
             if enough || stopped {
                 return self.end(gathered, if enough { "asked to end" } else { "the daemon stops" });
             }
@@ -332,16 +334,16 @@ impl Teller<'_> {
                 self.to_unix_ns = to_unix_ns();
                 self.tell_lost(gathered)?;
             }
-            if told == 0 {
+            if told < FLOOD {
                 wait(&[(self.client.stream.as_fd(), PollFlags::POLLIN)], PERIOD);
             }
         }
     }
 
     /// Looks into all rings and tells what was recorded until `until_ns`, in the order of time. Returns how much that was.
-    fn tell(&mut self, buffer: &PerfBuffer<'_>, gathered: &RefCell<Gathered>, until_ns: u64) -> io::Result<usize> {
+    fn tell(&mut self, rings: &mut EventRings<'_>, gathered: &RefCell<Gathered>, until_ns: u64) -> io::Result<usize> {
         gathered.borrow_mut().add_worker_records(&self.tap);
-        buffer.consume().map_err(|error| io::Error::other(error.to_string()))?;
+        rings.read()?;
         let mut gathered = gathered.borrow_mut();
         gathered.records.sort_by_key(|kept| kept.time_ns);
         let now = gathered.records.partition_point(|kept| kept.time_ns <= until_ns);
