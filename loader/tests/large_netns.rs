@@ -268,6 +268,90 @@ fn sizes_come_with_the_kernel_path_and_go_with_it() {
         pods[1].inside("ip link set eth0 gso_max_size 60000"); // which the IPv4 size follows
         large.end();
         assert_eq!(pods[0].sizes(), before[0]);
-        assert_eq!(pods[1].sizes()[1], Sizes { gso: 60_000, gro: 196_608 });
+        assert_eq!(pods[1].sizes()[1], Sizes { gso: 60_000, gro: 196_608, gso6: 60_000, gro6: 196_608 });
+    });
+}
+
+fn big(local_mtu: Option<u32>) -> Wish {
+    Wish { big_tcp: Some(196_608), local_mtu }
+}
+
+/// Routes of IPv6 that leave have this metric, and those of IPv4 none or another one.
+fn assert_room(pods: &[Pod; 2], ipv4: Option<&str>, ipv6: Option<&str>) {
+    for line in pods.iter().flat_map(Pod::routes) {
+        let expected = if line.contains("fd00:") { ipv6 } else { ipv4 };
+        assert_eq!(line.split_once(" mtu ").map(|(_, rest)| &rest[..4]), expected, "{line}");
+    }
+}
+
+#[test]
+fn routes_of_ipv6_leave_room_for_the_jumbo_header() {
+    in_namespace("jumbo", |instance| {
+        let pods = node();
+        let before = pods.each_ref().map(Pod::routes);
+        let mut large = Large::open(big(None), instance).unwrap();
+        follow(&mut large, true);
+        assert_room(&pods, None, Some("1492"));
+        // A route that comes later as well, and the uplink's MTU counts.
+        pods[1].inside("ip -6 route add fd00:9::/64 via fd00:1::1");
+        run("ip link set eth0 mtu 1400");
+        follow(&mut large, true);
+        assert_room(&pods, None, Some("1392"));
+        pods[1].inside("ip -6 route del fd00:9::/64");
+        run("ip link set eth0 mtu 1500");
+        // The other path takes the sizes away, and with them the reason.
+        follow(&mut large, false);
+        assert_eq!(pods.each_ref().map(Pod::routes), before);
+        follow(&mut large, true);
+        large.end();
+        assert_eq!(pods.each_ref().map(Pod::routes), before);
+        // Both: whichever of them goes first, the other one's metric is there in the end.
+        let mut large = Large::open(big(Some(9000)), instance).unwrap();
+        follow(&mut large, false);
+        assert_room(&pods, Some("1500"), Some("1492"));
+        follow(&mut large, true);
+        assert_room(&pods, Some("1500"), Some("1492"));
+        large.end();
+        assert_eq!(pods.each_ref().map(Pod::routes), before);
+        follow(&mut large, true);
+        assert_room(&pods, Some("1500"), Some("1492"));
+        follow(&mut large, false);
+        follow(&mut large, false);
+        assert_room(&pods, Some("1500"), Some("1492"));
+        large.end();
+        assert_eq!(pods.each_ref().map(Pod::routes), before);
+    });
+}
+
+#[test]
+fn a_pod_whose_routes_have_no_room_is_left_with_ipv4() {
+    in_namespace("noroom", |instance| {
+        let pods = node();
+        let before = pods.each_ref().map(Pod::sizes);
+        pods[1].inside("ip -6 route add fd00:9::/64 via fd00:1::1 mtu 1500");
+        let routes = pods.each_ref().map(Pod::routes);
+        let mut large = Large::open(big(None), instance).unwrap();
+        follow(&mut large, true);
+        let only_ipv4 = |found: Sizes| Sizes { gso: 196_608, gro: 196_608, ..found };
+        assert_eq!(pods[0].sizes(), [Sizes::both(196_608); 2]);
+        assert_eq!(pods[1].sizes(), before[1].map(only_ipv4));
+        assert_eq!(pods[1].routes(), routes[1], "all or nothing");
+        let notes: Vec<&str> = large.notes().collect();
+        assert!(
+            notes.len() == 1
+                && notes[0].contains("IPv4 only")
+                && notes[0].contains("veth3: the pod's route fd00:9::/64"),
+            "{notes:?}"
+        );
+        // One that comes later takes it away.
+        pods[0].inside("ip -6 route add fd00:9::/64 via fd00:1::1 mtu 1500");
+        std::thread::sleep(Duration::from_millis(150)); // the first look at the routes is due
+        follow(&mut large, true);
+        assert_eq!(pods[0].sizes(), before[0].map(only_ipv4));
+        assert_eq!(large.notes().count(), 2);
+        pods[0].inside("ip -6 route del fd00:9::/64");
+        large.end();
+        assert_eq!(pods.each_ref().map(Pod::sizes), before);
+        assert_eq!(pods.each_ref().map(Pod::routes), routes);
     });
 }

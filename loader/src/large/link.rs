@@ -15,26 +15,48 @@ use crate::kernel::set_link;
 use crate::mirror::socket;
 use crate::mirror::{NetlinkError, RequestSocket};
 
-/// Up to how many bytes of IPv4 an interface merges what it receives, and takes what is to be cut when it sends
-/// (Linux 6.3).
-///
-/// IPv6 has sizes of its own (`gso_max_size`, `gro_max_size`), which are left alone: there a packet beyond 65,535 bytes
-/// carries a jumbo header while it is inside of the kernel, and routing counts these 8 bytes into the segments that it will
-/// become (`ip6_pkt_too_big`, `skb_gso_network_seglen`). So the kernel's own routing refuses every such packet whose
-/// segments fill the MTU, and TCP that leaves a pod through it falls from gigabits to some megabits per second (seen on
-/// Linux 6.18).
+/// Up to how many bytes an interface merges what it receives, and takes what is to be cut when it sends; IPv4 since Linux 6.3,
+/// IPv6 since 5.19. 0: not known, and not to be set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Sizes {
     /// `gso_ipv4_max_size`.
     pub gso: u32,
     /// `gro_ipv4_max_size`.
     pub gro: u32,
+    /// `gso_max_size`, which is that of IPv6.
+    #[serde(default)]
+    pub gso6: u32,
+    /// `gro_max_size`, which is that of IPv6.
+    #[serde(default)]
+    pub gro6: u32,
 }
 
 impl Sizes {
-    /// Both of them `bytes`.
+    /// `bytes` for IPv4, and nothing for IPv6.
+    pub fn ipv4(bytes: u32) -> Sizes {
+        Sizes { gso: bytes, gro: bytes, ..Sizes::default() }
+    }
+
+    /// `bytes` for both.
     pub fn both(bytes: u32) -> Sizes {
-        Sizes { gso: bytes, gro: bytes }
+        Sizes { gso: bytes, gro: bytes, gso6: bytes, gro6: bytes }
+    }
+
+    /// Whether these are `put`, as far as that says anything.
+    pub fn are(&self, put: &Sizes) -> bool {
+        let same = |now: u32, put: u32| put == 0 || now == put;
+        same(self.gso, put.gso) && same(self.gro, put.gro) && same(self.gso6, put.gso6) && same(self.gro6, put.gro6)
+    }
+
+    /// Of these only what `put` says anything of.
+    pub fn as_far_as(&self, put: &Sizes) -> Sizes {
+        let of = |size: u32, put: u32| if put == 0 { 0 } else { size };
+        Sizes {
+            gso: of(self.gso, put.gso),
+            gro: of(self.gro, put.gro),
+            gso6: of(self.gso6, put.gso6),
+            gro6: of(self.gro6, put.gro6),
+        }
     }
 }
 
@@ -71,18 +93,26 @@ pub fn read(requests: &mut RequestSocket, ifindex: u32) -> Result<Option<State>,
 fn state(payload: &[u8]) -> State {
     const HEADER: usize = 16;
     // Of linux/if_link.h.
+    const GSO_MAX_SIZE: u16 = 41;
+    const GRO_MAX_SIZE: u16 = 58;
     const GSO_IPV4_MAX_SIZE: u16 = 63;
     const GRO_IPV4_MAX_SIZE: u16 = 64;
     let mut state = State::default();
+    let mut ipv6 = [0; 2];
     for nla in NlasIterator::new(payload.get(HEADER..).unwrap_or_default()).map_while(Result::ok) {
         let Ok(value) = parse_u32(nla.value()) else { continue };
         match nla.kind() {
             libc::IFLA_MTU => state.mtu = value,
             libc::IFLA_LINK => state.peer = Some(value),
+            GSO_MAX_SIZE => ipv6[0] = value,
+            GRO_MAX_SIZE => ipv6[1] = value,
             GSO_IPV4_MAX_SIZE => state.sizes.get_or_insert_default().gso = value,
             GRO_IPV4_MAX_SIZE => state.sizes.get_or_insert_default().gro = value,
             _ => {}
         }
+    }
+    if let Some(sizes) = &mut state.sizes {
+        [sizes.gso6, sizes.gro6] = ipv6;
     }
     state
 }
@@ -95,12 +125,19 @@ pub fn set_mtu(requests: &mut RequestSocket, ifindex: u32, mtu: u32) -> Result<(
     set_link(requests, ifindex, vec![LinkAttribute::Mtu(mtu)], &format!("set the MTU of interface {ifindex} to {mtu}"))
 }
 
-/// Sets an interface's sizes.
+/// Sets an interface's sizes, in the order in which the kernel reads them: a small one for IPv6 is one for IPv4 as well
+/// (`netif_set_gso_max_size`).
 ///
 /// # Errors
 /// If the kernel refuses.
 pub fn set_sizes(requests: &mut RequestSocket, ifindex: u32, sizes: Sizes) -> Result<(), NetlinkError> {
-    let action = format!("set the IPv4 segmentation sizes of interface {ifindex} to {}", sizes.gso);
-    let sizes = vec![LinkAttribute::GsoIpv4MaxSize(sizes.gso), LinkAttribute::GroIpv4MaxSize(sizes.gro)];
+    let action = format!("set the segmentation sizes of interface {ifindex} to {}", sizes.gso);
+    let all = [
+        (sizes.gso6, LinkAttribute::GsoMaxSize(sizes.gso6)),
+        (sizes.gro6, LinkAttribute::GroMaxSize(sizes.gro6)),
+        (sizes.gso, LinkAttribute::GsoIpv4MaxSize(sizes.gso)),
+        (sizes.gro, LinkAttribute::GroIpv4MaxSize(sizes.gro)),
+    ];
+    let sizes = all.into_iter().filter(|(size, _)| *size != 0).map(|(_, attribute)| attribute).collect();
     set_link(requests, ifindex, sizes, &action)
 }

@@ -17,6 +17,9 @@ use crate::control;
 pub struct Left {
     /// Segmentation sizes.
     pub sizes: BTreeMap<u32, Held<Sizes>>,
+    /// Routes of IPv6 that have a smaller MTU because of them.
+    #[serde(default)]
+    pub jumbo: BTreeMap<u32, Marked>,
     /// MTUs and routes.
     pub mtus: BTreeMap<u32, (Held<u32>, Marked)>,
 }

@@ -32,7 +32,7 @@ use crate::mirror::world::LinkKind;
 use crate::mirror::{NetlinkError, RequestSocket, World};
 use link::{Sizes, State};
 use netns::Namespaces;
-use routes::RouteId;
+use routes::{Metric, RouteId};
 
 /// Least `big_tcp`, bytes: more than what every kernel does anyway.
 pub const MIN_BIG_TCP: u32 = 65_537;
@@ -43,6 +43,8 @@ pub const MIN_LOCAL_MTU: u32 = 1280;
 /// Most `local_mtu`, bytes: with its Ethernet header the largest frame that the AF_XDP sockets carry
 /// ([`podlane_dataplane::limits::MAX_FRAME`]).
 pub const MAX_LOCAL_MTU: u32 = 65_000;
+/// Bytes of the header that IPv6 puts into packets beyond 65,535 bytes (RFC 2675), inside of the kernel.
+const JUMBO_HEADER: u32 = 8;
 /// How long a pod may be unchangeable before all others get their MTU back.
 const GRACE: Duration = Duration::from_secs(2);
 /// How soon one is tried again, within the grace and after it.
@@ -94,6 +96,12 @@ pub enum LargeError {
     TooOld {
         /// The host end.
         name: String,
+    },
+    /// IPv6 needs more than that.
+    #[error("an MTU of {mtu} bytes towards other nodes leaves no room for the jumbo header of IPv6, which needs 1288")]
+    NoRoom {
+        /// Of what leaves, bytes.
+        mtu: u32,
     },
     /// An interface went away while it was changed.
     #[error("{name} is gone")]
@@ -168,8 +176,8 @@ pub struct Held<T> {
 /// The routes of a pod whose MTU was changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Marked {
-    /// The metric that was put on them, bytes.
-    mtu: u32,
+    /// The metric that was put on them.
+    metric: Metric,
     /// Those that had none.
     ours: BTreeSet<RouteId>,
 }
@@ -254,11 +262,15 @@ pub struct Large {
     /// What is held differs from what is written down.
     unwritten: bool,
     looks: BTreeMap<u32, Look>,
+    /// The same for those that leave room for a jumbo header.
+    jumbo_looks: BTreeMap<u32, Look>,
     /// The kernel has refused larger sizes: there is no sense in asking again.
     refused: bool,
     failure: Option<Failure>,
     /// Ports without larger sizes, and why; each is told once.
     unreached: BTreeMap<u32, String>,
+    /// Ports with larger sizes for IPv4 only, and why; each is told once.
+    only_ipv4: BTreeMap<u32, String>,
     /// Why `big_tcp` or `local_mtu` is not in force, if so.
     notes: [Option<String>; 2],
 }
@@ -280,19 +292,21 @@ impl Large {
             requests: RequestSocket::open(NETLINK_ROUTE)?,
             namespaces: Namespaces::default(),
             looks: held.mtus.keys().map(|ifindex| (*ifindex, look)).collect(),
+            jumbo_looks: held.jumbo.keys().map(|ifindex| (*ifindex, look)).collect(),
             memory,
             held,
             unwritten: false,
             refused: false,
             failure: None,
             unreached: BTreeMap::new(),
+            only_ipv4: BTreeMap::new(),
             notes: [None, None],
         })
     }
 
     /// Sentences about what is asked for and not in force.
     pub fn notes(&self) -> impl Iterator<Item = &str> {
-        self.notes.iter().flatten().chain(self.unreached.values()).map(String::as_str)
+        self.notes.iter().flatten().chain(self.unreached.values()).chain(self.only_ipv4.values()).map(String::as_str)
     }
 
     /// The segmentation size that a port was given, bytes.
@@ -309,7 +323,7 @@ impl Large {
     pub fn is_due(&self) -> bool {
         let now = Instant::now();
         let retry = self.failure.as_ref().is_some_and(|failure| failure.retry_at <= now);
-        retry || self.looks.values().any(|look| look.at <= now)
+        retry || self.looks.values().chain(self.jumbo_looks.values()).any(|look| look.at <= now)
     }
 
     /// Gives these ports their sizes back, because they are about to take the other path.
@@ -325,6 +339,7 @@ impl Large {
     pub fn follow(&mut self, node: &Node<'_>) {
         self.forget_gone(node);
         self.follow_sizes(node);
+        self.look_for_room(node);
         self.follow_mtu(node);
         self.write_down();
     }
@@ -351,7 +366,10 @@ impl Large {
         let same = |pod: &Pod| node.pod(pod.ifindex).is_ok_and(|now| now.netns == pod.netns && now.peer == pod.peer);
         self.held.sizes.retain(|_, held| same(&held.pod));
         self.held.mtus.retain(|_, (held, _)| same(&held.pod));
+        self.held.jumbo.retain(|ifindex, _| self.held.sizes.contains_key(ifindex));
         self.looks.retain(|ifindex, _| self.held.mtus.contains_key(ifindex));
+        self.jumbo_looks.retain(|ifindex, _| self.held.jumbo.contains_key(ifindex));
+        self.only_ipv4.retain(|ifindex, _| self.held.sizes.contains_key(ifindex));
         self.unreached.retain(|ifindex, _| node.pods.contains(ifindex));
         self.failure.take_if(|failure| !node.pods.contains(&failure.ifindex));
     }
@@ -381,7 +399,7 @@ impl Large {
             }
             // A veth without a pod behind it has nothing to gain.
             let Ok(pod) = node.pod(*ifindex) else { continue };
-            match self.give_sizes(&pod, bytes) {
+            match self.give_sizes(&pod, bytes, self.outward(node, &pod)) {
                 Ok(held) => {
                     self.held.sizes.insert(*ifindex, held);
                     self.unwritten = true;
@@ -403,22 +421,109 @@ impl Large {
         }
     }
 
-    /// The pod's end first: it is the one that may not be reached.
-    fn give_sizes(&mut self, pod: &Pod, bytes: u32) -> Result<Held<Sizes>, LargeError> {
+    /// The pod's end first: it is the one that may not be reached. `mtu`: of the largest packet that leaves the node.
+    fn give_sizes(&mut self, pod: &Pod, bytes: u32, mtu: u32) -> Result<Held<Sizes>, LargeError> {
         let too_old = || LargeError::TooOld { name: pod.name.clone() };
         let host = read(&mut self.requests, pod, pod.ifindex)?.sizes.ok_or_else(too_old)?;
-        let put = Sizes::both(bytes);
-        let inner = self.visit(pod, |inside| {
-            let found = read_inner(inside, pod)?.sizes.ok_or_else(too_old)?;
-            link::set_sizes(inside, pod.peer, put).map_err(|error| pod.failed(error))?;
-            Ok(found)
+        let room = leaves_room(mtu);
+        let (inner, put, jumbo) = self.visit(pod, |inside| {
+            let state = read_inner(inside, pod)?;
+            let found = state.sizes.ok_or_else(too_old)?;
+            // The routes first: without them the kernel refuses what leaves.
+            let mut ours = BTreeSet::new();
+            let jumbo = room.and_then(|metric| make_room(inside, pod, metric, state.mtu, &mut ours));
+            let put = if jumbo.is_ok() { Sizes::both(bytes) } else { Sizes::ipv4(bytes) };
+            if let Err(error) = link::set_sizes(inside, pod.peer, put) {
+                if let Ok(metric) = jumbo {
+                    // The first error is the one to report.
+                    let _ = routes::unmark(inside, pod, metric, &ours);
+                }
+                return Err(pod.failed(error));
+            }
+            Ok((found, put, jumbo.map(|metric| Marked { metric, ours })))
         })?;
-        let held = Held { pod: pod.clone(), found: [host, inner], put: [put; 2] };
-        if let Err(error) = link::set_sizes(&mut self.requests, pod.ifindex, held.put[0]) {
+        let held = Held { pod: pod.clone(), found: [host.as_far_as(&put), inner.as_far_as(&put)], put: [put; 2] };
+        let given = link::set_sizes(&mut self.requests, pod.ifindex, held.put[0]);
+        match jumbo {
+            Ok(marked) => {
+                self.held.jumbo.insert(pod.ifindex, marked);
+                self.jumbo_looks.insert(pod.ifindex, Look::soon());
+                self.only_ipv4.remove(&pod.ifindex);
+            }
+            Err(why) => self.note_only_ipv4(pod, &why.to_string()),
+        }
+        if let Err(error) = given {
             self.restore_sizes(&held);
             return Err(pod.failed(error));
         }
         Ok(held)
+    }
+
+    fn note_only_ipv4(&mut self, pod: &Pod, why: &str) {
+        let sentence = format!("big_tcp is in force for IPv4 only on one port: {why}");
+        if self.only_ipv4.get(&pod.ifindex) != Some(&sentence) {
+            tracing::warn!("{sentence}");
+            self.only_ipv4.insert(pod.ifindex, sentence);
+        }
+    }
+
+    /// The largest packet of a pod that leaves the node.
+    fn outward(&self, node: &Node<'_>, pod: &Pod) -> u32 {
+        let found = self.held.mtus.get(&pod.ifindex).map(|(held, _)| held.found[1]);
+        let mtu = found.or_else(|| node.world.links.get(&pod.ifindex).map(|link| link.mtu));
+        outward(mtu.unwrap_or(u32::MAX), node.uplink_mtu())
+    }
+
+    /// Routes that came later, or lost their metric, get it too. A pod with one that cannot is left with IPv4.
+    fn look_for_room(&mut self, node: &Node<'_>) {
+        let now = Instant::now();
+        for ifindex in self.held.jumbo.keys().copied().collect::<Vec<_>>() {
+            let (Some(held), Some(marked)) = (self.held.sizes.get(&ifindex), self.held.jumbo.get(&ifindex)) else {
+                continue;
+            };
+            let (pod, mut ours) = (held.pod.clone(), marked.ours.clone());
+            let room = leaves_room(self.outward(node, &pod));
+            let look = self.jumbo_looks.get(&ifindex).copied().unwrap_or_else(Look::soon);
+            if look.at > now && room.as_ref().is_ok_and(|metric| *metric == marked.metric) {
+                continue;
+            }
+            let seen = self.visit(&pod, |inside| {
+                let mtu = read_inner(inside, &pod)?.mtu;
+                room.and_then(|metric| make_room(inside, &pod, metric, mtu, &mut ours))
+            });
+            self.jumbo_looks.insert(ifindex, look.later());
+            match seen {
+                Ok(metric) => {
+                    let marked = Marked { metric, ours };
+                    self.unwritten |= self.held.jumbo.get(&ifindex) != Some(&marked);
+                    self.held.jumbo.insert(ifindex, marked);
+                }
+                Err(LargeError::Gone { .. }) => {}
+                Err(error) => self.leave_ipv6(&pod, &error),
+            }
+        }
+    }
+
+    /// Gives the sizes of IPv6 back.
+    fn leave_ipv6(&mut self, pod: &Pod, why: &LargeError) {
+        let Some(held) = self.held.sizes.remove(&pod.ifindex) else { return };
+        self.unwritten = true;
+        self.restore_sizes(&held);
+        self.note_only_ipv4(pod, &why.to_string());
+        // What is left of it is put back at once: both ends go on with IPv4.
+        let put = Sizes::ipv4(held.put[0].gso);
+        let inner = self.visit(pod, |inside| {
+            read_inner(inside, pod)?;
+            link::set_sizes(inside, pod.peer, put).map_err(|error| pod.failed(error))
+        });
+        let host = link::set_sizes(&mut self.requests, pod.ifindex, put).map_err(|error| pod.failed(error));
+        match inner.and(host) {
+            Ok(()) => {
+                let found = held.found.map(|found| found.as_far_as(&put));
+                self.held.sizes.insert(pod.ifindex, Held { pod: pod.clone(), found, put: [put; 2] });
+            }
+            Err(error) => tracing::debug!(%error, "giving a veth the sizes of IPv4 only"),
+        }
     }
 
     fn give_sizes_back(&mut self, ifindex: u32) {
@@ -431,10 +536,18 @@ impl Large {
     fn restore_sizes(&mut self, held: &Held<Sizes>) {
         let pod = &held.pod;
         let host = back(&mut self.requests, pod, pod.ifindex, held.found[0], held.put[0]);
+        let jumbo = self.held.jumbo.remove(&pod.ifindex);
+        self.jumbo_looks.remove(&pod.ifindex);
         let inner = self.visit(pod, |inside| {
             read_inner(inside, pod)?;
-            back(inside, pod, pod.peer, held.found[1], held.put[1])
+            back(inside, pod, pod.peer, held.found[1], held.put[1])?;
+            let Some(marked) = &jumbo else { return Ok(()) };
+            routes::unmark(inside, pod, marked.metric, &marked.ours)
         });
+        // If `local_mtu` has routes here as well, it marks them anew.
+        if let Some(look) = self.looks.get_mut(&pod.ifindex) {
+            *look = Look::soon();
+        }
         for error in [host, inner].into_iter().filter_map(Result::err) {
             tracing::debug!(%error, "giving a veth its segmentation sizes back");
         }
@@ -519,7 +632,8 @@ impl Large {
         let host = read(&mut self.requests, pod, pod.ifindex)?.mtu;
         let file = self.namespaces.find(&mut self.requests, pod)?;
         change_mtu(&mut self.requests, pod, pod.ifindex, [host, mtu])?;
-        match netns::visit(&file, pod, |inside| raise_inner(inside, pod, mtu, uplink)) {
+        let metric = |found| self.metric(outward(found, uplink));
+        match netns::visit(&file, pod, |inside| raise_inner(inside, pod, mtu, metric)) {
             Ok((inner, marked)) => Ok((Held { pod: pod.clone(), found: [host, inner], put: [mtu, mtu] }, marked)),
             Err(error) => {
                 change_mtu(&mut self.requests, pod, pod.ifindex, [mtu, host])?;
@@ -533,20 +647,20 @@ impl Large {
         let now = Instant::now();
         for ifindex in self.held.mtus.keys().copied().collect::<Vec<_>>() {
             let Some((held, marked)) = self.held.mtus.get(&ifindex) else { continue };
-            let mtu = outward(held.found[1], node.uplink_mtu());
+            let metric = self.metric(outward(held.found[1], node.uplink_mtu()));
             let look = self.looks.get(&ifindex).copied().unwrap_or_else(Look::soon);
-            if look.at > now && mtu == marked.mtu {
+            if look.at > now && metric == marked.metric {
                 continue;
             }
             let (pod, mut ours) = (held.pod.clone(), marked.ours.clone());
             let seen = self.visit(&pod, |inside| {
                 read_inner(inside, &pod)?;
-                routes::mark(inside, &pod, mtu, &BTreeMap::new(), &mut ours).map(|()| ours)
+                routes::mark(inside, &pod, metric, &BTreeMap::new(), &mut ours).map(|()| ours)
             });
             self.looks.insert(ifindex, look.later());
             match (seen, self.held.mtus.get_mut(&ifindex), self.wish.local_mtu) {
                 (Ok(ours), Some((_, marked)), _) => {
-                    let now = Marked { mtu, ours };
+                    let now = Marked { metric, ours };
                     self.unwritten |= *marked != now;
                     *marked = now;
                 }
@@ -557,6 +671,14 @@ impl Large {
                 _ => {}
             }
         }
+    }
+
+    /// What routes that leave get, if packets of `mtu` bytes can leave. Room for the jumbo header is left whether or not this
+    /// pod's packets have one now: they may later.
+    fn metric(&self, mtu: u32) -> Metric {
+        let room =
+            if self.wish.big_tcp.is_some() { leaves_room(mtu).ok().and_then(|metric| metric.ipv6) } else { None };
+        Metric { ipv4: Some(mtu), ipv6: Some(room.unwrap_or(mtu)) }
     }
 
     fn lower_all(&mut self) {
@@ -574,8 +696,11 @@ impl Large {
         let inner = self.visit(pod, |inside| {
             read_inner(inside, pod)?;
             change_mtu(inside, pod, pod.peer, [held.put[1], held.found[1]])?;
-            routes::unmark(inside, pod, marked.mtu, &marked.ours)
+            routes::unmark(inside, pod, marked.metric, &marked.ours)
         });
+        if let Some(look) = self.jumbo_looks.get_mut(&ifindex) {
+            *look = Look::soon();
+        }
         let host = change_mtu(&mut self.requests, pod, pod.ifindex, [held.put[0], held.found[0]]);
         for error in [inner, host].into_iter().filter_map(Result::err) {
             // A pod on its way out has lost its namespace before its veth.
@@ -598,6 +723,36 @@ fn outward(found: u32, uplink: Option<u32>) -> u32 {
     found.min(uplink.unwrap_or(u32::MAX))
 }
 
+/// The metric that leaves room for the jumbo header, if packets of `mtu` bytes can leave.
+///
+/// A packet of IPv6 beyond 65,535 bytes carries it while it is inside of the kernel, and routing counts its bytes into the
+/// segments that the packet will become (`ip6_pkt_too_big`, `skb_gso_network_seglen`; seen on Linux 6.18). So the kernel's
+/// own routing refuses every such packet whose segments fill the MTU, and TCP that leaves a pod through it falls from gigabits
+/// to some megabits per second. With segments that are so much smaller nothing is refused.
+fn leaves_room(mtu: u32) -> Result<Metric, LargeError> {
+    match mtu.checked_sub(JUMBO_HEADER).filter(|rest| *rest >= MIN_LOCAL_MTU) {
+        Some(rest) => Ok(Metric { ipv4: None, ipv6: Some(rest) }),
+        None => Err(LargeError::NoRoom { mtu }),
+    }
+}
+
+/// Leaves room on every route of IPv6 that leaves; the pod's own MTU is `mtu`. All of it or nothing.
+fn make_room(
+    inside: &mut RequestSocket,
+    pod: &Pod,
+    metric: Metric,
+    mtu: u32,
+    ours: &mut BTreeSet<RouteId>,
+) -> Result<Metric, LargeError> {
+    let made = routes::mark(inside, pod, metric, &BTreeMap::new(), ours)
+        .and_then(|()| routes::keep_within(inside, pod, metric, mtu));
+    if made.is_err() {
+        // The first error is the one to report.
+        let _ = routes::unmark(inside, pod, metric, ours);
+    }
+    made.map(|()| metric)
+}
+
 fn read(requests: &mut RequestSocket, pod: &Pod, ifindex: u32) -> Result<State, LargeError> {
     link::read(requests, ifindex).map_err(|error| pod.failed(error))?.ok_or_else(|| pod.gone())
 }
@@ -610,7 +765,7 @@ fn read_inner(inside: &mut RequestSocket, pod: &Pod) -> Result<State, LargeError
 
 /// Gives sizes back unless somebody has changed them meanwhile.
 fn back(requests: &mut RequestSocket, pod: &Pod, ifindex: u32, found: Sizes, put: Sizes) -> Result<(), LargeError> {
-    if read(requests, pod, ifindex)?.sizes != Some(put) || found == put {
+    if found == put || !read(requests, pod, ifindex)?.sizes.is_some_and(|now| now.are(&put)) {
         return Ok(());
     }
     link::set_sizes(requests, ifindex, found).map_err(|error| pod.failed(error))
@@ -634,19 +789,20 @@ fn raise_inner(
     inside: &mut RequestSocket,
     pod: &Pod,
     mtu: u32,
-    uplink: Option<u32>,
+    metric: impl Fn(u32) -> Metric,
 ) -> Result<(u32, Marked), LargeError> {
     let found = read_inner(inside, pod)?.mtu;
+    let metric = metric(found);
     let kept = |route: routes::Route| route.mtu().map(|metric| (route.id(), metric));
-    let keep: BTreeMap<RouteId, u32> = routes::leaving(inside, pod)?.into_iter().filter_map(kept).collect();
-    let mut marked = Marked { mtu: outward(found, uplink), ours: BTreeSet::new() };
+    let keep: BTreeMap<RouteId, u32> = routes::leaving(inside, pod, metric)?.into_iter().filter_map(kept).collect();
+    let mut marked = Marked { metric, ours: BTreeSet::new() };
     change_mtu(inside, pod, pod.peer, [found, mtu])?;
-    match routes::mark(inside, pod, marked.mtu, &keep, &mut marked.ours) {
+    match routes::mark(inside, pod, metric, &keep, &mut marked.ours) {
         Ok(()) => Ok((found, marked)),
         Err(error) => {
             // The first error is the one to report.
             let _ = change_mtu(inside, pod, pod.peer, [mtu, found]);
-            let _ = routes::unmark(inside, pod, marked.mtu, &marked.ours);
+            let _ = routes::unmark(inside, pod, metric, &marked.ours);
             Err(error)
         }
     }

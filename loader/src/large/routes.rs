@@ -1,5 +1,5 @@
-//! A pod's routes that leave the node, and the metric `mtu` that is put on them while the pod's own MTU is larger than what
-//! the node's uplinks carry.
+//! A pod's routes that leave the node, and the metric `mtu` that is put on them: while the pod's own MTU is larger than what
+//! the node's uplinks carry, and while its packets of IPv6 carry a jumbo header.
 //!
 //! A route is kept as the bytes that the kernel told, and changed by sending them back with another metric: so nothing else
 //! about it changes, whatever attributes it has. A route that cannot be sent back as it was is no reason to change it all
@@ -13,6 +13,7 @@ use netlink_packet_core::{NLM_F_REPLACE, parse_u32};
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc;
+use serde::{Deserialize, Serialize};
 
 use super::{LargeError, Pod};
 use crate::mirror::RequestSocket;
@@ -36,6 +37,21 @@ const METRIC_MTU: u16 = 2;
 const PROTOCOL_RA: u8 = 9;
 /// `RTNH_F_ONLINK`, the one flag of a route that a request may hold.
 const FLAG_ONLINK: u32 = 4;
+
+/// The metric `mtu`, bytes, by family; `None` leaves its routes alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Metric {
+    /// For routes of IPv4.
+    pub ipv4: Option<u32>,
+    /// For those of IPv6.
+    pub ipv6: Option<u32>,
+}
+
+impl Metric {
+    fn of(&self, route: &Route) -> Option<u32> {
+        if route.0[FAMILY] == libc::AF_INET as u8 { self.ipv4 } else { self.ipv6 }
+    }
+}
 
 /// A route as the kernel told it: header and attributes.
 #[derive(Clone, PartialEq, Eq)]
@@ -210,12 +226,14 @@ fn list(inside: &mut RequestSocket, pod: &Pod) -> Result<(Vec<Route>, Vec<Route>
     Ok(all.into_iter().partition(|route| route.leaves_through(pod.peer)))
 }
 
-/// The unicast routes of both families and all tables that leave through a gateway behind the pod's interface.
+/// The unicast routes of all tables, and of the families that `metric` speaks of, that leave through a gateway behind the
+/// pod's interface.
 ///
 /// # Errors
 /// If the kernel does not list them, or one of them cannot be changed.
-pub fn leaving(inside: &mut RequestSocket, pod: &Pod) -> Result<Vec<Route>, LargeError> {
-    let (leaving, others) = list(inside, pod)?;
+pub fn leaving(inside: &mut RequestSocket, pod: &Pod, metric: Metric) -> Result<Vec<Route>, LargeError> {
+    let (mut leaving, others) = list(inside, pod)?;
+    leaving.retain(|route| metric.of(route).is_some());
     let mut keys: BTreeSet<_> = others.iter().map(Route::key).collect();
     for route in &leaving {
         let alike = (!keys.insert(route.key())).then_some("has the same key as another one");
@@ -226,7 +244,7 @@ pub fn leaving(inside: &mut RequestSocket, pod: &Pod) -> Result<Vec<Route>, Larg
     Ok(leaving)
 }
 
-/// Puts `mtu` on every route that leaves and has no such metric, or one of ours (`ours`, which is kept up to date). Routes
+/// Puts `metric` on every route that leaves and has no such metric, or one of ours (`ours`, which is kept up to date). Routes
 /// in `keep` get the metric that is said there: the kernel changes those of IPv6 with the interface's MTU
 /// (`rt6_mtu_change_route`, `net/ipv6/route.c`).
 ///
@@ -235,12 +253,13 @@ pub fn leaving(inside: &mut RequestSocket, pod: &Pod) -> Result<Vec<Route>, Larg
 pub fn mark(
     inside: &mut RequestSocket,
     pod: &Pod,
-    mtu: u32,
+    metric: Metric,
     keep: &BTreeMap<RouteId, u32>,
     ours: &mut BTreeSet<RouteId>,
 ) -> Result<(), LargeError> {
     let mut present = BTreeSet::new();
-    for route in leaving(inside, pod)? {
+    for route in leaving(inside, pod, metric)? {
+        let Some(mtu) = metric.of(&route) else { continue };
         let (id, now) = (route.id(), route.mtu());
         let wanted = match (keep.get(&id), now) {
             (Some(kept), _) => *kept,
@@ -260,17 +279,38 @@ pub fn mark(
     Ok(())
 }
 
-/// Takes our metric (`mtu`) off those of `ours` that still have it.
+/// Takes our `metric` off those of `ours` that still have it.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn unmark(inside: &mut RequestSocket, pod: &Pod, mtu: u32, ours: &BTreeSet<RouteId>) -> Result<(), LargeError> {
+pub fn unmark(
+    inside: &mut RequestSocket,
+    pod: &Pod,
+    metric: Metric,
+    ours: &BTreeSet<RouteId>,
+) -> Result<(), LargeError> {
     for route in list(inside, pod)?.0 {
-        if ours.contains(&route.id()) && route.mtu() == Some(mtu) {
+        if ours.contains(&route.id()) && route.mtu().is_some() && route.mtu() == metric.of(&route) {
             replace(inside, pod, &route, None)?;
         }
     }
     Ok(())
+}
+
+/// Whether every route that leaves keeps within `metric`: with what is on it, or with the pod's own MTU, `mtu`.
+///
+/// # Errors
+/// [`LargeError::Route`], which names one that does not.
+pub fn keep_within(inside: &mut RequestSocket, pod: &Pod, metric: Metric, mtu: u32) -> Result<(), LargeError> {
+    let larger = |route: &Route| metric.of(route).is_some_and(|most| route.mtu().unwrap_or(mtu) > most);
+    match leaving(inside, pod, metric)?.into_iter().find(larger) {
+        Some(route) => Err(LargeError::Route {
+            name: pod.name.clone(),
+            route: route.to_string(),
+            why: "has a metric mtu of its own that leaves no room for the jumbo header",
+        }),
+        None => Ok(()),
+    }
 }
 
 fn replace(inside: &mut RequestSocket, pod: &Pod, route: &Route, mtu: Option<u32>) -> Result<(), LargeError> {
