@@ -190,8 +190,12 @@ struct Look {
 }
 
 impl Look {
+    fn now() -> Look {
+        Look { at: Instant::now(), pause: FIRST_LOOK }
+    }
+
     fn soon() -> Look {
-        Look { at: Instant::now() + FIRST_LOOK, pause: FIRST_LOOK }
+        Look { at: Instant::now() + FIRST_LOOK, ..Look::now() }
     }
 
     fn later(self) -> Look {
@@ -286,7 +290,7 @@ impl Large {
     pub fn open(wish: Wish, instance: &str) -> Result<Self, NetlinkError> {
         let memory = memory::Memory::of(instance);
         let held = memory.load();
-        let look = Look { at: Instant::now(), pause: FIRST_LOOK };
+        let look = Look::now();
         Ok(Large {
             wish,
             requests: RequestSocket::open(NETLINK_ROUTE)?,
@@ -546,7 +550,7 @@ impl Large {
         });
         // If `local_mtu` has routes here as well, it marks them anew.
         if let Some(look) = self.looks.get_mut(&pod.ifindex) {
-            *look = Look::soon();
+            *look = Look::now();
         }
         for error in [host, inner].into_iter().filter_map(Result::err) {
             tracing::debug!(%error, "giving a veth its segmentation sizes back");
@@ -699,7 +703,7 @@ impl Large {
             routes::unmark(inside, pod, marked.metric, &marked.ours)
         });
         if let Some(look) = self.jumbo_looks.get_mut(&ifindex) {
-            *look = Look::soon();
+            *look = Look::now();
         }
         let host = change_mtu(&mut self.requests, pod, pod.ifindex, [held.put[0], held.found[0]]);
         for error in [inner, host].into_iter().filter_map(Result::err) {
