@@ -89,6 +89,23 @@ pub fn remove_own() {
     }
 }
 
+/// Has a signal that ends the process remove first what it owns.
+///
+/// # Errors
+/// If the signals cannot be watched.
+pub fn remove_own_at_signals() -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("registering")?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            eprintln!("\nended by signal {signal}: taking the testbeds down");
+            remove_own();
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}
+
 /// Removes what dead processes owned.
 pub fn remove_of_the_dead() {
     for entry in fs::read_dir(DIRECTORY).into_iter().flatten().flatten() {
