@@ -7,7 +7,7 @@
 //! buffer holds seconds of the stream, and what the kernel drops there is counted apart.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
