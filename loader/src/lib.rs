@@ -31,6 +31,7 @@ pub mod ports;
 pub mod printable;
 mod report;
 pub mod status;
+pub mod survival;
 pub mod tables;
 pub mod top;
 pub mod trace;

@@ -74,6 +74,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
     notes.extend(mode_notes(daemon).map(str::to_owned));
     notes.extend(daemon.large.notes().map(str::to_owned));
     notes.extend(daemon.carried.note());
+    notes.extend(daemon.survival.notes());
     notes.extend(daemon.notes.iter().cloned());
     let audited = engine.filter(|_| audit);
     let frames = audited.map(count_frames).unwrap_or_default();
@@ -108,6 +109,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
         mirror: mirror(daemon),
         learning: engine.map(|engine| learning(daemon, engine)).unwrap_or_default(),
         counters: Default::default(),
+        survival: daemon.survival.status(&daemon.steering),
         accounts_balance: false,
     };
     daemon.carried.add_to(&mut status);

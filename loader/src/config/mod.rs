@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use judge::Judge;
 use podlane_dataplane::limits::CHUNK_SIZE;
 
+use crate::bpf::pins::Root;
 use crate::large::Wish;
 use crate::log::{Format, LogFilter};
 
