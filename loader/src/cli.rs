@@ -318,6 +318,10 @@ struct NodeOptions {
     /// Where the container runtime keeps its CNI results, which tell pods' names, or off [default: /var/lib/cni/results]
     #[arg(long, value_name = "DIR")]
     cni_cache: Option<String>,
+    /// Directory on bpffs in which programs, links and maps outlive the daemon, auto (where bpffs is mounted), or off [default:
+    /// auto]
+    #[arg(long, value_name = "DIR")]
+    bpffs: Option<String>,
     /// Member of the bridge that is left to the kernel; may be repeated
     #[arg(long, value_name = "IFACE", value_delimiter = ',')]
     skip: Vec<String>,
@@ -356,6 +360,7 @@ impl NodeOptions {
             local_mtu: one(self.local_mtu, "--local-mtu"),
             metrics_address: one(self.metrics_address, "--metrics-address"),
             cni_cache: one(self.cni_cache, "--cni-cache"),
+            bpffs: one(self.bpffs, "--bpffs"),
             skip: list(self.skip, "--skip"),
             log: one(self.log, "--log").or_else(|| one(log_variable(), log::LEVEL_VARIABLE)),
             log_format: one(self.log_format, "--log-format"),
@@ -720,7 +725,7 @@ mod tests {
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
                     --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f \
-                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m --cni-cache n --log-format json";
+                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m --cni-cache n --log-format json --bpffs o";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
         assert_eq!(options.config, Some("f".into()));
@@ -745,6 +750,7 @@ mod tests {
             local_mtu: Some(one(5, "--local-mtu")),
             metrics_address: Some(text("m", "--metrics-address")),
             cni_cache: Some(text("n", "--cni-cache")),
+            bpffs: Some(text("o", "--bpffs")),
             skip: Some(vec![text("s", "--skip")]),
             log: Some(text("debug", "--log")),
             log_format: Some(text("json", "--log-format")),
