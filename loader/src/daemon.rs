@@ -34,6 +34,7 @@ use crate::names::{Interface, Names, PodName};
 use crate::ports::{Candidate, OpenPort, PathPolicy, Ports, path_name};
 use crate::report;
 use crate::survival::{self, Survival};
+use crate::takeover::{self, Start, TakeOverError};
 use crate::trace::{self, Question};
 
 /// How often the loop looks at what has no descriptor.
@@ -56,6 +57,9 @@ pub enum RunError {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The daemon that runs does not let go.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     /// Reading the kernel's state.
     #[error("reading the kernel's network state: {0}")]
     Mirror(#[from] NetlinkError),
@@ -92,10 +96,10 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`]. What is pinned is left for the next daemon, on an error as well; without pins everything that was changed on
 /// the node is undone before this returns.
-pub fn run(config: Config) -> Result<(), RunError> {
+pub fn run(config: Config, start: Start) -> Result<(), RunError> {
     let signals = catch_signals()?;
     raise_session();
-    let mut daemon = Daemon::start(config)?;
+    let mut daemon = Daemon::start(config, start)?;
     let result = daemon.serve(signals);
     daemon.end();
     result
@@ -131,6 +135,23 @@ fn identity(world: &World, name: &str, ifindex: u32) -> Option<Identity> {
 /// The host port's names.
 fn host_port_names() -> HostPortNames<'static> {
     HostPortNames::default()
+}
+
+/// Pins that no daemon before this one has made. Dropped, they are removed.
+struct FirstPins(Option<Pins>);
+
+impl FirstPins {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for FirstPins {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.as_ref().map(Pins::remove) {
+            tracing::warn!(%error, "removing what is pinned");
+        }
+    }
 }
 
 /// Removes what would have outlived a daemon.
@@ -198,6 +219,8 @@ pub struct Daemon {
     /// What it found of them besides.
     pub(crate) survival: Survival,
     control: Option<Control>,
+    /// Another process has asked for it.
+    letting_go: bool,
     captures: Captures,
     /// Ends with the daemon.
     metrics: Option<metrics::http::Server>,
@@ -205,16 +228,24 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn start(config: Config) -> Result<Self, RunError> {
-        let control = Control::open(config.instance.as_str())?;
-        let carried = Carried::open(config.instance.as_str());
+    /// Whatever can be prepared while another daemon runs is done before that one is asked to let go.
+    fn start(config: Config, start: Start) -> Result<Self, RunError> {
+        let instance = config.instance.as_str();
+        let alone = (start == Start::Alone).then(|| Control::open(instance)).transpose()?;
         let mut mirror = Mirror::open()?;
         mirror.dump()?;
         let mut kernel = Kernel::open()?;
-        let large = Large::open(config.large, config.instance.as_str())?;
+        let (mut steering, mut survival) = survival::load(&config.bpffs, instance)?;
+        // A daemon that never worked leaves nothing.
+        let first_pins = FirstPins(steering.pins().filter(|_| survival.is_first).cloned());
+        let control = match alone {
+            Some(control) => control,
+            None => takeover::relieve(instance)?.0,
+        };
+        let carried = Carried::open(instance);
+        let large = Large::open(config.large, instance)?;
         let bridge = mirror.world().link_named(config.bridge.as_str());
         let bridge = bridge.filter(|link| link.kind == LinkKind::Bridge).map(|link| link.ifindex);
-        let (mut steering, mut survival) = survival::load(&config.bpffs, config.instance.as_str())?;
         let adopted = steering.adopt()?;
         let remembered = adopted.ports.clone();
         survival.adopted(adopted);
@@ -233,10 +264,9 @@ impl Daemon {
         let engine = match engine {
             Ok(engine) => engine,
             Err(error) => {
-                // A daemon that never worked leaves nothing; the first error is the one to report.
+                // The first error is the one to report.
                 if survival.is_first {
                     let _ = kernel.delete_host_port(host_port_names(), config.instance.as_str());
-                    forget_pins(&steering);
                 }
                 return Err(error.into());
             }
@@ -282,6 +312,7 @@ impl Daemon {
             survival,
             names: Names::start(config.cni_cache.clone()),
             control: Some(control),
+            letting_go: false,
             captures: Captures::default(),
             metrics: None,
             last_upkeep: now,
@@ -292,6 +323,7 @@ impl Daemon {
             if daemon.survival.is_first { daemon.shut_down() } else { daemon.end() }
             return Err(error);
         }
+        first_pins.keep();
         daemon.steering.settle();
         Ok(daemon)
     }
@@ -334,6 +366,10 @@ impl Daemon {
                 self.upkeep()?;
             }
             self.answer();
+            if self.letting_go {
+                tracing::info!("letting go: another process takes over, or detaches");
+                return Ok(());
+            }
             self.captures.end(&mut self.steering, &self.publisher);
         }
     }
@@ -663,6 +699,10 @@ impl Daemon {
         control.serve(|request| match request {
             Request::Path { path, ports } => self.change_paths(&path, &ports),
             Request::Trace(question) => self.trace(&question),
+            Request::LetGo => {
+                self.letting_go = true;
+                Response::Value(serde_json::json!({ "pid": std::process::id() }))
+            }
             other => {
                 let answer = report::answer(self, &other);
                 if let Response::Status(status) = &answer {

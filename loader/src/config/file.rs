@@ -14,7 +14,7 @@ use super::settings::{Given, Origin, Problem, Settings};
 pub const MAX_FILE: u64 = 1 << 20;
 
 /// Every key of the file, in the order of the sample.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 20] = [
     "instance",
     "path",
     "port_paths",

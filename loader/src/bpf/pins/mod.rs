@@ -201,6 +201,29 @@ impl Pins {
         remove(&self.directory.join(name))
     }
 
+    /// Takes the program of a link off its interface, now.
+    ///
+    /// # Errors
+    /// If the pin cannot be opened or removed.
+    pub fn take_off(&self, hook: Hook, ifindex: u32) -> Result<(), PinError> {
+        let entry = Entry::Link(hook, ifindex);
+        sys::detach_link(self.link(&entry.name())?.as_fd());
+        self.clear(entry)
+    }
+
+    /// Removes a clsact filter, and its qdisc if that is ours. Whether the filter was there.
+    ///
+    /// # Errors
+    /// If the marks cannot be removed.
+    pub fn take_off_filter(&self, ifindex: u32) -> Result<bool, PinError> {
+        let path = Path::new("/dev/null");
+        let any = fs::File::open(path).map_err(at(path))?;
+        let found = super::repeat::remove_filter(any.as_fd(), Some(self), ifindex);
+        self.clear(Entry::Qdisc(ifindex))?;
+        self.clear(Entry::Filter(ifindex))?;
+        Ok(found)
+    }
+
     /// Removes the directory with all that is in it, and those above it that are empty then. Links first: maps without
     /// programs do nothing, programs without maps would be a state that nobody knows.
     ///
