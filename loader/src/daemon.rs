@@ -320,7 +320,11 @@ impl Daemon {
         };
         let first = daemon.mirror.read().map_err(RunError::from).and_then(|_| daemon.follow(Changes::ALL));
         if let Err(error) = first {
-            if daemon.survival.is_first { daemon.shut_down() } else { daemon.end() }
+            if daemon.survival.is_first {
+                daemon.shut_down()
+            } else {
+                daemon.end()
+            }
             return Err(error);
         }
         first_pins.keep();

@@ -33,18 +33,17 @@ pub struct Event {
     af_xdp_ms: Option<u64>,
     /// The same on the path `kernel`.
     kernel_ms: Option<u64>,
-    /// The flows that run meanwhile.
-    plan: fn(Family) -> Plan,
-    /// Whether each family has its own turn.
-    turns: bool,
+    /// The flows that run meanwhile, by turns.
+    plans: fn(DataPath, bool) -> Vec<Plan>,
     run: fn(&mut Bed, bool) -> Result<()>,
 }
 
 /// Every event.
-pub static ALL: [Event; 7] = [
+pub static ALL: [Event; 8] = [
     Event { needs_podlane: false, ..event("calm", Some(0), Some(0), calm) },
     event("sigterm_and_start", Some(20), Some(0), sigterm_and_start),
     event("sigkill_and_start", Some(20), Some(0), sigkill_and_start),
+    event("upgrade", Some(20), Some(0), upgrade),
     event("sigstop", Some(120), Some(0), sigstop),
     Event { needs_podlane: false, ..event("pods_beside", Some(0), Some(0), pods_beside) },
     Event { needs_podlane: false, ..event("routes", Some(0), Some(0), routes) },
@@ -57,16 +56,22 @@ const fn event(
     kernel_ms: Option<u64>,
     run: fn(&mut Bed, bool) -> Result<()>,
 ) -> Event {
-    Event { name, needs_podlane: true, af_xdp_ms, kernel_ms, plan: everything, turns: false, run }
+    Event { name, needs_podlane: true, af_xdp_ms, kernel_ms, plans: by_turns, run }
 }
 
-fn everything(_: Family) -> Plan {
-    Plan { families: Family::BOTH.to_vec(), wheres: Where::ALL.to_vec(), cpu: None }
+/// Two ways at a time, which two processors can carry beside what is measured. The long form has every way in both families, the
+/// short one each way in one family, and on the other path in the other family.
+fn by_turns(path: DataPath, long: bool) -> Vec<Plan> {
+    let plan = |family: Family, wheres: [Where; 2]| Plan { families: vec![family], wheres: wheres.to_vec(), cpu: None };
+    let [first, second] = if path == DataPath::Kernel { [Family::V6, Family::V4] } else { Family::BOTH };
+    let (inside, between) = ([Where::Node, Where::In], [Where::Out, Where::Host]);
+    let short = vec![plan(first, inside), plan(second, between)];
+    if long { [short, vec![plan(second, inside), plan(first, between)]].concat() } else { short }
 }
 
 /// Flows that stay on one processor, so that what is queued on the other is not in their way.
-fn on_the_other_processor(family: Family) -> Plan {
-    Plan { families: vec![family], wheres: vec![Where::Node, Where::Out], cpu: Some(1) }
+fn on_the_other_processor(path: DataPath, long: bool) -> Vec<Plan> {
+    by_turns(path, long).into_iter().map(|plan| Plan { cpu: Some(1), ..plan }).collect()
 }
 
 impl Event {
@@ -82,11 +87,7 @@ impl Event {
 
 /// Measures an event, and judges what it cost.
 pub fn run(bed: &mut Bed, event: &Event, long: bool, report: &mut Report) -> Result<()> {
-    let families: &[Family] = if event.turns { &Family::BOTH } else { &[Family::V4] };
-    for family in families {
-        judged(bed, event, &(event.plan)(*family), long, report)?;
-    }
-    Ok(())
+    (event.plans)(bed.path, long).iter().try_for_each(|plan| judged(bed, event, plan, long, report))
 }
 
 fn judged(bed: &mut Bed, event: &Event, plan: &Plan, long: bool, report: &mut Report) -> Result<()> {
@@ -207,9 +208,14 @@ fn calm(_: &mut Bed, long: bool) -> Result<()> {
 const WITHOUT_DAEMON: Duration = Duration::from_millis(1500);
 
 fn sigterm_and_start(bed: &mut Bed, _: bool) -> Result<()> {
-    bed.stop_daemon(1)?;
+    bed.end_daemon(1)?;
     hold(WITHOUT_DAEMON);
     bed.start_daemon(1)
+}
+
+/// A second daemon takes over from the one that runs.
+fn upgrade(bed: &mut Bed, _: bool) -> Result<()> {
+    bed.take_over(1)
 }
 
 fn sigkill_and_start(bed: &mut Bed, _: bool) -> Result<()> {
@@ -229,7 +235,7 @@ fn sigstop(bed: &mut Bed, long: bool) -> Result<()> {
 /// Pods are added to node1 and removed again, all of them.
 fn pods_beside(bed: &mut Bed, long: bool) -> Result<()> {
     let mut pods = Vec::new();
-    for _ in 0..if long { 100 } else { 12 } {
+    for _ in 0..if long { 100 } else { 8 } {
         let pod = bed.new_pod();
         bed.add_pod(1, &pod, None)?;
         pods.push(pod);

@@ -73,12 +73,16 @@ fn is_port(bed: &Bed, pod: &str, wanted: bool) -> Result<()> {
     wait_for(&format!("{pod} {what}"), FOLLOW, || Ok((bed.status(1)?.port(&port).is_some() == wanted).then_some(())))
 }
 
-/// By turns as an operator ends it, and killed.
+/// By turns as an operator ends it, killed, and taken over from.
 fn restart(bed: &mut Bed, restarts: u32, counts: &mut Vec<Count>) -> Result<()> {
     let (held, left) = (settled(bed, held)?, settled(bed, left)?);
     for round in 0..restarts {
-        if round % 2 == 0 {
-            bed.stop_daemon(1)?;
+        if round % 3 == 2 {
+            bed.take_over(1)?;
+            continue;
+        }
+        if round % 3 == 0 {
+            bed.end_daemon(1)?;
         } else {
             let mut daemon = bed.take_daemon(1)?;
             daemon.signal(Signal::SIGKILL)?;

@@ -208,6 +208,20 @@ impl Bed {
         Ok(())
     }
 
+    /// A new daemon takes over from the one of a node, which ends well.
+    ///
+    /// # Errors
+    /// If the new one does not become ready, or the old one does not end.
+    pub fn take_over(&mut self, node: usize) -> Result<()> {
+        let mut old = self.take_daemon(node)?;
+        let mut new = Daemon::start(self.podlane_run(node)?.arg("--take-over"), &self.instance(node))?;
+        new.wait_until_ready()?;
+        self.daemons.insert(node, new);
+        let status = old.wait()?;
+        ensure!(status.success(), "the old podlane ended with {status}:\n{}", old.log_lines().join("\n"));
+        Ok(())
+    }
+
     /// The daemon of a node.
     ///
     /// # Errors
