@@ -47,7 +47,7 @@ pub static ALL: [Event; 8] = [
     event("sigstop", Some(120), Some(0), sigstop),
     Event { needs_podlane: false, ..event("pods_beside", Some(0), Some(0), pods_beside) },
     Event { needs_podlane: false, ..event("routes", Some(0), Some(0), routes) },
-    Event { needs_podlane: false, turns: true, plan: on_the_other_processor, ..event("flood", None, Some(0), flood) },
+    Event { needs_podlane: false, plans: on_the_other_processor, ..event("flood", None, Some(0), flood) },
 ];
 
 const fn event(
