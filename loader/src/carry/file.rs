@@ -53,6 +53,7 @@ pub struct Saved {
 /// The programs' counters of a port, which go on counting while there is no daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramCounters {
+    /// Whose.
     pub identity: Identity,
     /// The number under which they are kept.
     pub port: u16,
