@@ -202,7 +202,15 @@ impl Bed {
     /// # Errors
     /// If it does not become ready.
     pub fn start_daemon(&mut self, node: usize) -> Result<()> {
-        let mut daemon = Daemon::start(&mut self.podlane_run(node)?, &self.instance(node))?;
+        self.start_daemon_with(node, &[])
+    }
+
+    /// The same with more options.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn start_daemon_with(&mut self, node: usize, options: &[&str]) -> Result<()> {
+        let mut daemon = Daemon::start(self.podlane_run(node)?.args(options), &self.instance(node))?;
         daemon.wait_until_ready()?;
         self.daemons.insert(node, daemon);
         Ok(())

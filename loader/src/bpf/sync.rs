@@ -6,6 +6,7 @@
 //! goes on from there.
 
 use std::hash::Hash;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -60,18 +61,9 @@ where
     }
 
     /// Notes what an earlier writer has left of copy `copy`; `copy_of` tells the copy of a key.
-    fn adopt(&mut self, copy: usize, copy_of: impl Fn(&[u8; K]) -> usize) -> Result<(), BpfError> {
-        for key in self.map.keys() {
-            let Ok(key) = <[u8; K]>::try_from(key) else { continue };
-            if copy_of(&key) != copy {
-                continue;
-            }
-            let value = self.map.lookup(&key, MapFlags::ANY).map_err(|source| self.failed(source))?;
-            if let Some(value) = value.and_then(|value| <[u8; V]>::try_from(value).ok()) {
-                self.written.insert(key, (value, self.round));
-            }
-        }
-        Ok(())
+    fn adopt(&mut self, left: &[([u8; K], [u8; V])], copy: usize, copy_of: impl Fn(&[u8; K]) -> usize) {
+        let own = left.iter().filter(|(key, _)| copy_of(key) == copy);
+        self.written = own.map(|(key, value)| (*key, (*value, self.round))).collect();
     }
 
     /// Entries of one copy at most.
@@ -194,23 +186,13 @@ impl<const V: usize> Slots<V> {
     }
 
     /// Notes what an earlier writer has left.
-    fn adopt(&mut self) -> Result<(), BpfError> {
-        let failed = |source| BpfError::Map { table: self.table, source };
-        let all = self.map.max_entries();
-        let batch = self.map.lookup_batch(all, MapFlags::ANY, MapFlags::ANY).map_err(failed)?;
-        let mut values: Vec<_> = batch.filter_map(|(_, value)| <[u8; V]>::try_from(value).ok()).collect();
-        if values.len() != all as usize {
-            // The kernel has read less than all at once; one by one it takes longer.
-            let one = |slot: u32| self.map.lookup(&slot.to_ne_bytes(), MapFlags::ANY).map_err(failed);
-            let value = |found: Option<Vec<u8>>| found.and_then(|value| value.try_into().ok()).unwrap_or([0; V]);
-            values = (0..all).map(|slot| one(slot).map(value)).collect::<Result<_, _>>()?;
-        }
+    fn adopt(&mut self, left: &[([u8; 4], [u8; V])]) {
         let limit = self.limit();
-        self.written = values[self.copy * limit..][..limit].to_vec();
+        let own = left.iter().map(|(_, value)| *value).skip(self.copy * limit).take(limit);
+        self.written = own.collect();
         while self.written.last() == Some(&[0; V]) {
             self.written.pop();
         }
-        Ok(())
     }
 
     /// Slots of one copy.
@@ -273,6 +255,25 @@ pub(super) fn check_sizes(map: &MapHandle, key: usize, value: usize) -> Result<(
         return Ok(());
     }
     Err(BpfError::Layout { map: map.name().to_string_lossy().into_owned(), found, expected })
+}
+
+/// All elements of a map. Nobody else writes it.
+fn read<const K: usize, const V: usize>(map: &MapHandle) -> Result<Vec<([u8; K], [u8; V])>, BpfError> {
+    check_sizes(map, K, V)?;
+    if let Ok((keys, values)) = super::sys::read_map(map.as_fd(), K, V, map.max_entries() as usize) {
+        let pairs = keys.as_chunks::<K>().0.iter().copied().zip(values.as_chunks::<V>().0.iter().copied());
+        return Ok(pairs.collect());
+    }
+    // A kernel that cannot read this type at once.
+    let failed = |source| BpfError::Map { table: "tables of an earlier daemon", source };
+    let mut left = Vec::new();
+    for key in map.keys() {
+        let value = map.lookup(&key, MapFlags::ANY).map_err(failed)?;
+        if let (Ok(key), Some(Ok(value))) = (key.try_into(), value.map(TryInto::try_into)) {
+            left.push((key, value));
+        }
+    }
+    Ok(left)
 }
 
 /// The maps that mirror snapshots.
@@ -348,7 +349,32 @@ impl Mirrored {
     /// Begins with what an earlier writer has left in the maps, complete or not: generations go on from its, what it has put
     /// in force stays so until the next snapshot is written, and nothing that it wrote stays behind then.
     pub(super) fn adopt(&mut self) -> Result<(), BpfError> {
-        self.copies.iter_mut().try_for_each(Snapshot::adopt)
+        let maps = &self.maps;
+        let near_interfaces = read(&maps.near_interfaces)?;
+        let interfaces = read(&maps.interfaces)?;
+        let ports = read(&maps.ports)?;
+        let near_stations = read(&maps.near_stations)?;
+        let fdb = read(&maps.fdb)?;
+        let (hosts4, hosts6) = (read(&maps.hosts4)?, read(&maps.hosts6)?);
+        let (adjacencies, next_hops) = (read(&maps.adjacencies)?, read(&maps.next_hops)?);
+        let (fib4, fib6) = (read(&maps.fib4)?, read(&maps.fib6)?);
+        let nodes = read(&maps.nodes)?;
+        let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |word| u32::from_ne_bytes(*word)) as usize;
+        for (copy, snapshot) in self.copies.iter_mut().enumerate() {
+            snapshot.near_interfaces.adopt(&near_interfaces);
+            snapshot.interfaces.adopt(&interfaces, copy, |key| word(key) % COPIES);
+            snapshot.ports.adopt(&ports);
+            snapshot.near_stations.adopt(&near_stations);
+            snapshot.fdb.adopt(&fdb, copy, |key| usize::from(key[0]));
+            snapshot.hosts4.adopt(&hosts4, copy, |key| word(key) % COPIES);
+            snapshot.hosts6.adopt(&hosts6, copy, |key| word(key) % COPIES);
+            snapshot.adjacencies.adopt(&adjacencies);
+            snapshot.next_hops.adopt(&next_hops);
+            snapshot.fib4.adopt(&fib4, copy, |key| word(&key[4..]));
+            snapshot.fib6.adopt(&fib6, copy, |key| word(&key[4..]));
+            snapshot.node.adopt(&nodes);
+        }
+        Ok(())
     }
 
     /// The ports of the snapshot in force, as it was found: interface and number.
@@ -391,24 +417,6 @@ impl Snapshot {
             node: Slots::new(&maps.nodes, "settings of the node", copy)?,
             last: None,
         })
-    }
-
-    fn adopt(&mut self) -> Result<(), BpfError> {
-        let copy = self.copy;
-        self.near_interfaces.adopt()?;
-        self.interfaces.adopt(copy, |key| u32::from_ne_bytes(*key) as usize % COPIES)?;
-        self.ports.adopt()?;
-        self.near_stations.adopt()?;
-        self.fdb.adopt(copy, |key| usize::from(key[0]))?;
-        let link = |key: &[u8]| key.first_chunk().map_or(0, |link| u32::from_ne_bytes(*link)) as usize % COPIES;
-        self.hosts4.adopt(copy, |key| link(key))?;
-        self.hosts6.adopt(copy, |key| link(key))?;
-        self.adjacencies.adopt()?;
-        self.next_hops.adopt()?;
-        let prefix = |key: &[u8]| key[4..].first_chunk().map_or(0, |copy| u32::from_ne_bytes(*copy)) as usize;
-        self.fib4.adopt(copy, |key| prefix(key))?;
-        self.fib6.adopt(copy, |key| prefix(key))?;
-        self.node.adopt()
     }
 
     /// Compares the parts that are not the very same as when this copy was last written.

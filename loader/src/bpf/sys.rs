@@ -147,6 +147,47 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Reads all elements of a map that nobody writes meanwhile, in one call: keys and values, each one behind the other. `key`,
+/// `value`: their bytes; `most`: how many there can be.
+///
+/// # Errors
+/// The kernel's; not all types of maps can be read so on all kernels.
+pub(super) fn read_map(
+    map: BorrowedFd<'_>,
+    key: usize,
+    value: usize,
+    most: usize,
+) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let (mut keys, mut values) = (vec![0; key * most], vec![0; value * most]);
+    // Where the next call would go on: a key, or a number of four bytes.
+    let mut token = vec![0_u8; key.max(4)];
+    let mut count = u32::try_from(most).unwrap_or(u32::MAX);
+    let options = libbpf_sys::bpf_map_batch_opts {
+        sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _,
+        ..Default::default()
+    };
+    // SAFETY: the buffers have room for `count` keys and values of the sizes that the map has (the caller has compared them),
+    // `token` for one key, and `options` is a valid structure of the size that it names.
+    let result = unsafe {
+        libbpf_sys::bpf_map_lookup_batch(
+            map.as_raw_fd(),
+            std::ptr::null_mut(),
+            token.as_mut_ptr().cast(),
+            keys.as_mut_ptr().cast(),
+            values.as_mut_ptr().cast(),
+            &mut count,
+            &options,
+        )
+    };
+    // The end was reached before the buffers were full.
+    if result != -nix::libc::ENOENT {
+        succeeded(result)?;
+    }
+    keys.truncate(key * count as usize);
+    values.truncate(value * count as usize);
+    Ok((keys, values))
+}
+
 /// libbpf's answers: negative error numbers.
 fn succeeded(answer: i32) -> io::Result<()> {
     if answer < 0 { Err(io::Error::from_raw_os_error(-answer)) } else { Ok(()) }
