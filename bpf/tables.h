@@ -157,7 +157,9 @@ struct prefix6 {
 struct heartbeat {
 	/* CLOCK_MONOTONIC_COARSE when it was written, nanoseconds. */
 	__u64 ns;
-	__u64 zero[7];
+	/* The program's word: when it gave the worker the first frame since then, by the same clock. Older than ns: none yet. */
+	__u64 given_ns;
+	__u64 zero[6];
 };
 
 /* Elements of counters.passed: a power of two, so that a mask proves to the verifier that an index is within it. */

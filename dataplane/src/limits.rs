@@ -58,5 +58,8 @@ pub const HANDOFF_RING: usize = 1024;
 pub const MAX_CAPTURE_PORTS: usize = 64;
 /// A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds.
 pub const HEARTBEAT_STALE_MS: u64 = 90;
+/// So is a worker that was given a frame so long ago and has not come by since, milliseconds. It ends the steering to a killed
+/// worker within 20 ms, whatever the state of its heartbeat; a sleeping worker is woken by the frame, and beats.
+pub const WORKER_WAIT_MS: u64 = 10;
 /// A sleeping worker wakes at least this often to write its heartbeat, milliseconds.
 pub const HEARTBEAT_PERIOD_MS: u64 = 20;

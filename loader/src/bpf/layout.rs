@@ -308,6 +308,7 @@ mod tests {
             ("MAX_NEXT_HOPS", limits::MAX_NEXT_HOPS),
             ("MAX_CLUSTER_CIDRS", limits::MAX_CLUSTER_CIDRS),
             ("HEARTBEAT_STALE_MS", limits::HEARTBEAT_STALE_MS as usize),
+            ("WORKER_WAIT_MS", limits::WORKER_WAIT_MS as usize),
             ("MAX_CAPTURE_PORTS", limits::MAX_CAPTURE_PORTS),
             ("NEAR_STATIONS", limits::NEAR_STATIONS),
             ("NEAR_INTERFACES", limits::NEAR_INTERFACES),
