@@ -124,6 +124,9 @@ fn faults(outcomes: &[Outcome], allowed: Option<u64>) -> Vec<String> {
         if stream.corrupt + stream.duplicates + stream.strangers > 0 || stream.received == 0 || tcp.bytes == 0 {
             fault(format!("datagrams were changed, repeated or not seen at all: {stream:?}, {tcp:?}"));
         }
+        if !stream.kept_its_rate() {
+            fault(format!("the sender was too late for {} datagrams, and sent {}", stream.skipped, stream.sent));
+        }
         let Some(allowed) = allowed else { continue };
         if stream.lost() > allowed {
             fault(format!("{} datagrams of {} were lost, not {allowed} at most", stream.lost(), stream.sent));
@@ -147,6 +150,7 @@ impl Measured {
     fn machine_is_guilty(&self) -> bool {
         self.after.grown(&self.before, "machine backlog dropped") > 0
             || self.outcomes.iter().any(|outcome| outcome.stream.latest_ms > MACHINE_STOOD_STILL_MS)
+            || self.outcomes.iter().any(|outcome| !outcome.stream.kept_its_rate())
     }
 
     /// For the one who must find out why.

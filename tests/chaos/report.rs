@@ -85,7 +85,7 @@ impl Report {
 
     fn print_rows(&self) {
         println!(
-            "\n{:<18} {:<7} {:<20} {:<3} {:>8} {:>5} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>9}",
+            "\n{:<18} {:<7} {:<20} {:<3} {:>8} {:>5} {:>7} {:>8} {:>8} {:>8} {:>8} {:>6} {:>9} {:>7}",
             "event",
             "path",
             "where",
@@ -98,13 +98,14 @@ impl Report {
             "delay ms",
             "TCP ms",
             "pings",
-            "sender ms"
+            "sender ms",
+            "skipped"
         );
         for row in &self.rows {
             let Outcome { place, family, stream, tcp, ping } = &row.outcome;
             let allowed = row.allowed.map_or("-".to_owned(), |count| format!("{:.0} ms", count as f64 / 10.0));
             println!(
-                "{:<18} {:<7} {place:<20} {family:<3} {:>8} {:>5} {:>7.1} {allowed:>8} {:>8.1} {:>8.1} {:>8.1} {:>6} {:>9.1}{}",
+                "{:<18} {:<7} {place:<20} {family:<3} {:>8} {:>5} {:>7.1} {allowed:>8} {:>8.1} {:>8.1} {:>8.1} {:>6} {:>9.1} {:>7}{}",
                 row.event,
                 row.path,
                 stream.sent,
@@ -115,13 +116,14 @@ impl Report {
                 tcp.longest_pause_ms,
                 ping.lost,
                 stream.latest_ms,
+                stream.skipped,
                 if row.judged { "" } else { "  the machine was too busy: measured again" },
             );
         }
         println!(
-            "lost: datagrams of 10,000 a second, and the same in milliseconds of the stream; gap: the longest run of lost ones;\n\
-             delay: the slowest datagram; TCP: the longest pause of the connection, every one of which survived; pings: lost of \
-             100 a second;\nsender: how late the sender itself was at worst. A datagram counts as lost wherever on its way that was."
+            "lost: datagrams of 10,000 a second, wherever on their way, and the same in milliseconds of the stream; gap: the longest\n\
+             run of lost ones; delay: the slowest datagram; TCP: the longest pause of a connection, every one of which survived;\n\
+             pings: lost of 100 a second; sender: how late the sender itself was at worst, and how much it skipped therefore."
         );
     }
 

@@ -145,6 +145,11 @@ impl Stream {
         self.lost() as f64 * 1e3 / RATE as f64
     }
 
+    /// Whether the sender sent most of what it should have: else it was no stream of so many a second.
+    pub fn kept_its_rate(&self) -> bool {
+        self.skipped * 10 <= self.sent + self.skipped
+    }
+
     fn finish(sender: Background, receiver: Background) -> Result<Stream> {
         let sent = sender.finish(END).context("the sender of the stream")?;
         let mut stream: Stream = serde_json::from_value(receiver.finish(END).context("the receiver of the stream")?)?;
