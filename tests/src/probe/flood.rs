@@ -71,7 +71,7 @@ fn frame(seed: u64, number: u64, to: &Mac) -> Vec<u8> {
     };
     frame[12..14].copy_from_slice(&kind);
     // Half of what claims to be IP has at least the right version.
-    if number / 32 % 2 == 0 {
+    if (number / 32).is_multiple_of(2) {
         match kind {
             [8, 0] => frame[ETHERNET] = 0x45,
             [0x86, 0xdd] => frame[ETHERNET] = 0x60,
