@@ -27,7 +27,11 @@
 #define MAX_CAPTURE_PORTS 64
 /* A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds. */
 #define HEARTBEAT_STALE_MS 90
+/* So is a worker that was given a frame so long ago and has not come by since, milliseconds. */
+#define WORKER_WAIT_MS 10
 /* Tables whose writer has shown no life for this long are not trusted any more, milliseconds. */
 #define TABLES_STALE_MS 1000
+/* Of tables whose writer has shown no life for this long it is checked that the way out is still there, milliseconds. */
+#define TABLES_ORPHANED_MS 150
 
 #endif

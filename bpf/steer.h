@@ -33,12 +33,16 @@ static __always_inline __u64 load_head(struct xdp_md *ctx, __u64 frame_bytes, st
 	return bpf_xdp_load_bytes(ctx, 0, head->destination, bytes) ? 0 : bytes;
 }
 
-/* Whether the worker that owns a socket has lately shown that it is alive. */
-static __always_inline int worker_is_alive(__u32 socket)
+/*
+ * Whether the worker that owns a socket has lately shown that it is alive: it writes a heartbeat, and it comes by soon after
+ * it was given a frame. The second is what notices a killed process, whose sockets the kernel closes one after the other, long
+ * after its threads are gone. With is_given, the worker is about to be given a frame.
+ */
+static __always_inline int worker_is_alive(__u32 socket, int is_given)
 {
-	const struct heartbeat *heartbeat;
+	struct heartbeat *heartbeat;
 	const __u32 *worker = bpf_map_lookup_elem(&owners, &socket);
-	__u64 ns;
+	__u64 ns, given_ns, now;
 
 	if (!worker)
 		return 0;
@@ -46,8 +50,18 @@ static __always_inline int worker_is_alive(__u32 socket)
 	if (!heartbeat)
 		return 0;
 	ns = *(const volatile __u64 *)&heartbeat->ns;
+	now = bpf_ktime_get_coarse_ns();
 	/* The worker may have read the clock after us: a heartbeat from the future is fresh. */
-	return ns && (__s64)(bpf_ktime_get_coarse_ns() - ns) <= (__s64)(HEARTBEAT_STALE_MS * NS_PER_MS);
+	if (!ns || (__s64)(now - ns) > (__s64)(HEARTBEAT_STALE_MS * NS_PER_MS))
+		return 0;
+	given_ns = *(const volatile __u64 *)&heartbeat->given_ns;
+	/* Each tick of the clock at most once, so that the worker keeps its cache line. */
+	if ((__s64)(given_ns - ns) <= 0) {
+		if (is_given && given_ns != now)
+			*(volatile __u64 *)&heartbeat->given_ns = now;
+		return 1;
+	}
+	return (__s64)(now - given_ns) <= (__s64)(WORKER_WAIT_MS * NS_PER_MS);
 }
 
 /*
@@ -71,7 +85,7 @@ static __always_inline int way_out_is_alive(__u32 ingress_socket, __u32 egress)
 		socket = egress * MAX_QUEUES + queue;
 		if (!bpf_map_lookup_elem(&sockets, &socket))
 			return 1;
-		if (!worker_is_alive(socket))
+		if (!worker_is_alive(socket, 0))
 			return 0;
 	}
 	return 1;
@@ -106,7 +120,7 @@ static __always_inline int to_socket(struct steered *frame, __u32 egress)
 
 	if (queue >= MAX_QUEUES || !bpf_map_lookup_elem(&sockets, &socket))
 		return pass(frame, PASS_NO_SOCKET);
-	if (!worker_is_alive(socket) || !way_out_is_alive(socket, egress))
+	if (!way_out_is_alive(socket, egress) || !worker_is_alive(socket, 1))
 		return pass(frame, PASS_WORKER_STALLED);
 	if (bpf_redirect_map(&sockets, socket, XDP_PASS) != XDP_REDIRECT)
 		return pass(frame, PASS_NO_SOCKET);

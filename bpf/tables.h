@@ -157,7 +157,9 @@ struct prefix6 {
 struct heartbeat {
 	/* CLOCK_MONOTONIC_COARSE when it was written, nanoseconds. */
 	__u64 ns;
-	__u64 zero[7];
+	/* The program's word: when it gave the worker the first frame since then, by the same clock. Older than ns: none yet. */
+	__u64 given_ns;
+	__u64 zero[6];
 };
 
 /* Elements of counters.passed: a power of two, so that a mask proves to the verifier that an index is within it. */
@@ -179,8 +181,8 @@ struct counters {
 	/* By enum pass_reason. */
 	__u64 passed[PASS_SLOTS];
 	/*
-	 * No counter: when the tc program last looked at the clock for this port on this CPU, in half jiffies; odd if the tables
-	 * were stale then.
+	 * No counter: when the tc program last looked at the clock for this port on this CPU, in quarters of jiffies; the two
+	 * low bits are its enum trust.
 	 */
 	__u64 clock;
 };
@@ -359,6 +361,17 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counters);
 } counters SEC(".maps");
+
+/*
+ * The ports' interfaces, by their index. The kernel takes an entry away when the interface is unregistered, so what is here
+ * is still the interface that the loader meant, and none that came later under the same index.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, COPIES *MAX_PORTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
 
 /* A snapshot: its generation, and where its entries are. */
 struct snapshot {

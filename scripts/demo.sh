@@ -131,7 +131,8 @@ run() { # CMD…
 
 # Out of the terminal's reach: Ctrl-C is for this script, which then ends them in order.
 in_background() { # PLACE LOG CMD…; its process is $!
-    setsid ip netns exec "$NAME-$1" "${@:3}" </dev/null >"$2" 2>&1 &
+    # Not `ip netns exec`, which hides the machine's bpffs.
+    setsid nsenter --net="/run/netns/$NAME-$1" -- "${@:3}" </dev/null >"$2" 2>&1 &
 }
 
 end_processes() { # PID…
@@ -728,7 +729,11 @@ stop_podlane() {
         ((code == 0)) || complain "Podlane ended with exit code $code."
     done
     DAEMONS=()
-    for node in node1 node2; do check_nothing_left "$node"; done
+    say 'Its programs stay, pass everything to the kernel, and wait for the next start. Taking them back:'
+    for node in node1 node2; do
+        nsenter --net="/run/netns/$NAME-$node" -- "$BINARY" detach --instance "$NAME-$node" || complain "$node: detach failed."
+        check_nothing_left "$node"
+    done
     TCP=· UDP=· FROM=pod1
     for family in IPv4 IPv6; do
         ADDRESS=10.244.2.3 PROBLEMS=()

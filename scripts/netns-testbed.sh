@@ -719,11 +719,24 @@ own_namespaces() {
     done
 }
 
+# What Podlane has pinned for interfaces of these namespaces, whatever its instances are called (docs/survival.md).
+remove_pins_of() { # NAMESPACE…
+    local namespace number directory
+    for namespace; do
+        number=$(stat -Lc %i "/run/netns/$namespace" 2>/dev/null) || continue
+        for directory in /sys/fs/bpf/podlane/*/"$number"; do
+            [[ ! -d $directory ]] || rm -rf "$directory"
+            rmdir "${directory%/*}" /sys/fs/bpf/podlane 2>/dev/null || true
+        done
+    done
+}
+
 remove_everything() {
     local namespaces
     mapfile -t namespaces < <(own_namespaces)
     if ((${#namespaces[@]})); then
         end_processes_in "${namespaces[@]}"
+        remove_pins_of "${namespaces[@]}"
         printf 'netns del %s\n' "${namespaces[@]}" | ip -force -batch - || true
     fi
     rm -rf "$STATE_DIR"

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 #
 # Every test of Podlane, as root on a Debian machine: installs what is missing, then format and lints, unit, property and
-# BPF tests, the testbed's self-test, and the system suite in network namespaces, without Podlane and with it.
+# BPF tests, the testbed's self-test, and the system suite in network namespaces, without Podlane and with it; then the chaos
+# suite, which is about what a daemon's end, a neighbour or a change costs the traffic (docs/chaos.md).
 #
-#   scripts/test.sh [--quick] [--only unit|system] [--path without|af_xdp|kernel|mixed]
+#   scripts/test.sh [--quick] [--long] [--only unit|system|chaos] [--path without|af_xdp|kernel|mixed]
 #
 #   --quick   of the system suite, only the plain testbeds; not the testbed's self-test
-#   --only    unit: everything that builds no network of its own; system: the rest
+#   --long    the chaos suite's long form: every way in both families, 1,000 cycles of a pod, 100 restarts
+#   --only    unit: everything that builds no network of its own; chaos: the chaos suite; system: the rest
 #   --path    of the system suite, only the cases without Podlane (then on testbeds of every shape, else only on the plain
 #             ones) or with it on that path
 #
@@ -16,7 +18,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-QUICK=no ONLY='' TEST_PATH=all
+QUICK=no LONG=() ONLY='' TEST_PATH=all
 PASSED=0 FAILED=0
 
 refuse() {
@@ -27,10 +29,11 @@ refuse() {
 while (($#)); do
     case $1 in
         --quick) QUICK=yes ;;
+        --long) LONG=(--long) ;;
         --only | --path)
             (($# >= 2)) || refuse "$1 needs a word after it; see the head of $0."
             case $1=$2 in
-                --only=unit | --only=system) ONLY=$2 ;;
+                --only=unit | --only=system | --only=chaos) ONLY=$2 ;;
                 --path=without | --path=af_xdp | --path=kernel | --path=mixed) TEST_PATH=$2 ;;
                 *) refuse "$1 does not know '$2'; see the head of $0." ;;
             esac
@@ -88,11 +91,18 @@ system_suite() {
     return "$again"
 }
 
+# Measures again by itself what the machine spoiled.
+chaos_suite() {
+    local filter=()
+    [[ $TEST_PATH == all ]] || filter=("$TEST_PATH::")
+    cargo test -q -p podlane-tests --test chaos -- "${LONG[@]}" "${filter[@]}"
+}
+
 scripts/deps.sh build test
 # The engine's own tests need no root; everything that touches interfaces does, and must not be skipped in silence.
 [[ $EUID -eq 0 || $ONLY == unit ]] || refuse "the system tests need root: run it with sudo, or with --only unit."
 
-if [[ $ONLY != system ]]; then
+if [[ -z $ONLY || $ONLY == unit ]]; then
     step 'format' cargo fmt --all --check
     step 'lints' cargo clippy -q --workspace --all-targets -- -D warnings
     step 'unit, property and BPF tests' cargo test -q --workspace --exclude podlane-tests
@@ -101,9 +111,15 @@ if [[ $ONLY != system ]]; then
 fi
 if [[ $ONLY != unit ]]; then
     step 'build' cargo build -q --workspace --bins
+fi
+if [[ -z $ONLY || $ONLY == system ]]; then
     step 'installation' scripts/install-selftest.sh "${CARGO_TARGET_DIR:-target}/debug/podlane"
     [[ $QUICK == yes ]] || step 'testbed' scripts/netns-testbed-selftest.sh
     step 'system' system_suite
+fi
+# Its short form has no runs without Podlane and none on both paths at once.
+if [[ -z $ONLY || $ONLY == chaos ]] && [[ $TEST_PATH =~ ^(all|af_xdp|kernel)$ || ${#LONG[@]} -gt 0 ]]; then
+    step 'chaos' chaos_suite
 fi
 
 printf '\n%d passed, %d failed\n' "$PASSED" "$FAILED"

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     }
     if !arguments.list {
         leftovers::remove_of_the_dead();
-        if let Err(error) = remove_own_at_signals() {
+        if let Err(error) = leftovers::remove_own_at_signals() {
             eprintln!("cannot handle signals: {error:#}");
             return ExitCode::FAILURE;
         }
@@ -86,19 +86,6 @@ fn skip(arguments: &Arguments) -> ExitCode {
     }
     eprintln!("every system test was skipped: run them as root, or set PODLANE_ALLOW_SKIP=1 to let that pass");
     ExitCode::FAILURE
-}
-
-fn remove_own_at_signals() -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("registering")?;
-    std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            eprintln!("\nended by signal {signal}: taking the testbeds down");
-            leftovers::remove_own();
-            std::process::exit(128 + signal);
-        }
-    });
-    Ok(())
 }
 
 fn trials(current: &Shared) -> Vec<Trial> {

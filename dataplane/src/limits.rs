@@ -45,6 +45,9 @@ pub const NEAR_STATIONS: usize = 16_384;
 /// Tables in the BPF maps whose writer has shown no life for this long are not trusted any more, and the kernel path's
 /// frames go the kernel's own way.
 pub const TABLES_STALE_MS: u64 = 1000;
+/// Of tables whose writer has shown no life for this long the kernel path checks for every packet that its way out is still
+/// the interface that they mean.
+pub const TABLES_ORPHANED_MS: u64 = 150;
 /// Packets that a worker takes from one socket before it looks at the next.
 pub const BATCH: usize = 64;
 /// Frames that one queue may hold for transmission: in its TX ring, in flight and completed.
@@ -55,5 +58,8 @@ pub const HANDOFF_RING: usize = 1024;
 pub const MAX_CAPTURE_PORTS: usize = 64;
 /// A worker whose heartbeat is older than this is taken for dead and its frames pass to the kernel, milliseconds.
 pub const HEARTBEAT_STALE_MS: u64 = 90;
+/// So is a worker that was given a frame so long ago and has not come by since, milliseconds. It ends the steering to a killed
+/// worker within 20 ms, whatever the state of its heartbeat; a sleeping worker is woken by the frame, and beats.
+pub const WORKER_WAIT_MS: u64 = 10;
 /// A sleeping worker wakes at least this often to write its heartbeat, milliseconds.
 pub const HEARTBEAT_PERIOD_MS: u64 = 20;

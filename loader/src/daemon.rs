@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use podlane_dataplane::afxdp::{Heartbeats, PRIORITY_STEPS, clock};
-use podlane_dataplane::limits;
+use podlane_dataplane::afxdp::{Heartbeats, PRIORITY_STEPS, Umem, clock};
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
+use podlane_dataplane::{PortId, limits};
 
-use crate::bpf::{BpfError, Steering, XdpMode};
+use crate::bpf::pins::Pins;
+use crate::bpf::{BpfError, PortCounters, Steering, XdpMode};
 use crate::capture::{self, Captures};
-use crate::carry::{self, Carried, Identity};
+use crate::carry::{self, Carried, Identity, ProgramCounters};
 use crate::compile::{Compiler, Input, PortAssignment, PortWish, Wanted, host_port_mtu, wanted_ports};
 use crate::config::{ChecksumMetadata, Config, PathChoice};
 use crate::control::{Control, ControlError, PortPath, Request, Response};
@@ -27,11 +28,13 @@ use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read
 use crate::large::{self, Large};
 use crate::log;
 use crate::metrics;
-use crate::mirror::world::World;
+use crate::mirror::world::{LinkKind, World};
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::names::{Interface, Names, PodName};
 use crate::ports::{Candidate, OpenPort, PathPolicy, Ports, path_name};
 use crate::report;
+use crate::survival::{self, Survival};
+use crate::takeover::{self, Start, TakeOverError};
 use crate::trace::{self, Question};
 
 /// How often the loop looks at what has no descriptor.
@@ -45,6 +48,8 @@ const FDB_REFRESH_S: u32 = 3;
 const DRAIN: Duration = Duration::from_millis(50);
 /// Entries of the BPF maps from which on a change is written into both copies at once.
 const CATCH_UP: usize = 256;
+/// How often the host port is made anew at most, if somebody deletes it again and again.
+const REMAKE: Duration = Duration::from_secs(1);
 /// How often an interface's queues are counted again; the kernel does not tell of a change.
 const QUEUE_COUNT: Duration = Duration::from_secs(5);
 
@@ -54,6 +59,9 @@ pub enum RunError {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The daemon that runs does not let go.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     /// Reading the kernel's state.
     #[error("reading the kernel's network state: {0}")]
     Mirror(#[from] NetlinkError),
@@ -76,9 +84,7 @@ pub enum RunError {
     #[error("catching signals: {0}")]
     Signals(#[from] std::io::Error),
     /// The host port was deleted.
-    #[error(
-        "{0} is gone, without which nothing can be forwarded: somebody deleted it; start podlane again to make it anew"
-    )]
+    #[error("{0} is gone, without which nothing can be forwarded: somebody deleted it")]
     HostPortGone(&'static str),
     /// A worker's thread has ended.
     #[error("worker {0} has ended unexpectedly; the node's traffic passes to the kernel")]
@@ -88,14 +94,29 @@ pub enum RunError {
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// [`RunError`]; whatever was changed on the node is undone before it returns.
-pub fn run(config: Config) -> Result<(), RunError> {
+/// [`RunError`]. What is pinned is left for the next daemon, on an error as well; without pins everything that was changed on
+/// the node is undone before this returns.
+pub fn run(config: Config, start: Start) -> Result<(), RunError> {
     let signals = catch_signals()?;
     raise_session();
-    let mut daemon = Daemon::start(config)?;
-    let result = daemon.serve(signals);
-    daemon.shut_down();
-    result
+    let mut start = start;
+    loop {
+        let begun = Instant::now();
+        let mut daemon = Daemon::start(config.clone(), start)?;
+        let result = daemon.serve(&signals);
+        daemon.end();
+        match result {
+            // The sockets share their memory through one that is bound to it, so everything begins anew.
+            Err(RunError::HostPortGone(name)) => {
+                tracing::warn!(
+                    "{name} was deleted by somebody; it is made anew, and traffic passes to the kernel meanwhile"
+                );
+                std::thread::sleep(REMAKE.saturating_sub(begun.elapsed()));
+                start = Start::Alone;
+            }
+            result => return result,
+        }
+    }
 }
 
 fn catch_signals() -> Result<UnixStream, std::io::Error> {
@@ -125,9 +146,51 @@ fn identity(world: &World, name: &str, ifindex: u32) -> Option<Identity> {
     Some(Identity::interface(name, ifindex, link.mac))
 }
 
+/// Adds what the programs counted since the last daemon saved, of ports that have the same number in its tables.
+fn count_between(
+    steering: &mut Steering,
+    carried: &mut Carried,
+    world: &World,
+    in_force: &[(u32, PortId)],
+) -> Result<(), BpfError> {
+    for ProgramCounters { identity: saved, port, words } in carried.take_programs() {
+        let (name, ifindex) = saved.place();
+        let port = PortId(port);
+        if in_force.contains(&(ifindex, port)) && identity(world, name, ifindex).as_ref() == Some(&saved) {
+            let counted = steering.resume_counters(port, &PortCounters::of_words(&words))?;
+            carried.add_between(saved, &report::between(&counted));
+        }
+    }
+    Ok(())
+}
+
 /// The host port's names.
 fn host_port_names() -> HostPortNames<'static> {
     HostPortNames::default()
+}
+
+/// Pins that no daemon before this one has made. Dropped, they are removed.
+struct FirstPins(Option<Pins>);
+
+impl FirstPins {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for FirstPins {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.as_ref().map(Pins::remove) {
+            tracing::warn!(%error, "removing what is pinned");
+        }
+    }
+}
+
+/// Removes what would have outlived a daemon.
+fn forget_pins(steering: &Steering) {
+    if let Some(Err(error)) = steering.pins().map(Pins::remove) {
+        tracing::warn!(%error, "removing what is pinned");
+    }
 }
 
 /// What names a pod's port; `None` for ports that are no pod's.
@@ -185,7 +248,11 @@ pub struct Daemon {
     pub(crate) followed: Followed,
     /// What earlier daemons counted.
     pub(crate) carried: Carried,
+    /// What it found of them besides.
+    pub(crate) survival: Survival,
     control: Option<Control>,
+    /// Another process has asked for it.
+    letting_go: bool,
     captures: Captures,
     /// Ends with the daemon.
     metrics: Option<metrics::http::Server>,
@@ -193,34 +260,47 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn start(config: Config) -> Result<Self, RunError> {
-        let control = Control::open(config.instance.as_str())?;
-        let carried = Carried::open(config.instance.as_str());
+    /// Whatever can be prepared while another daemon runs is done before that one is asked to let go.
+    fn start(config: Config, start: Start) -> Result<Self, RunError> {
+        let instance = config.instance.as_str();
+        let alone = (start == Start::Alone).then(|| Control::open(instance)).transpose()?;
         let mut mirror = Mirror::open()?;
         mirror.dump()?;
         let mut kernel = Kernel::open()?;
-        let large = Large::open(config.large, config.instance.as_str())?;
+        let (mut steering, mut survival) = survival::load(&config.bpffs, instance)?;
+        // A daemon that never worked leaves nothing.
+        let first_pins = FirstPins(steering.pins().filter(|_| survival.is_first).cloned());
+        let umem = Umem::new(config.frames).map_err(EngineError::Umem)?;
+        let control = match alone {
+            Some(control) => control,
+            None => takeover::relieve(instance)?.0,
+        };
+        let mut carried = Carried::open(instance);
+        let large = Large::open(config.large, instance)?;
         let bridge = mirror.world().link_named(config.bridge.as_str());
-        let bridge = bridge.ok_or_else(|| RunError::Interface(format!("there is no interface {}", config.bridge)))?;
-        let bridge = bridge.ifindex;
-        let steering = Steering::load()?;
-        let mtu = host_port_mtu(mirror.world(), bridge, &[]).unwrap_or(1500);
-        let host_port = kernel.create_host_port(bridge, host_port_names(), config.instance.as_str(), mtu)?;
+        let bridge = bridge.filter(|link| link.kind == LinkKind::Bridge).map(|link| link.ifindex);
+        let adopted = steering.adopt()?;
+        let remembered = adopted.ports.clone();
+        count_between(&mut steering, &mut carried, mirror.world(), &remembered)?;
+        survival.adopted(adopted);
+        let mtu = bridge.and_then(|bridge| host_port_mtu(mirror.world(), bridge, &[])).unwrap_or(1500);
+        let host_port = kernel.open_host_port(bridge, host_port_names(), config.instance.as_str(), mtu)?;
         let (publisher, _) = table::channel();
         let options = EngineOptions {
-            frames: config.frames,
             cpus: config.cpus.clone(),
             idle_spin_us: config.idle_spin.as_micros() as u32,
             checksum_metadata: config.checksum_metadata == ChecksumMetadata::Auto,
         };
         let engine = Heartbeats::map(steering.heartbeats())
             .map_err(EngineError::Heartbeats)
-            .and_then(|heartbeats| Engine::start(&options, &publisher, heartbeats, Ports::HOST, host_port.near));
+            .and_then(|heartbeats| Engine::start(umem, &options, &publisher, heartbeats, Ports::HOST, host_port.near));
         let engine = match engine {
             Ok(engine) => engine,
             Err(error) => {
-                // Nothing may stay behind; the first error is the one to report.
-                let _ = kernel.delete_host_port(host_port_names(), config.instance.as_str());
+                // The first error is the one to report.
+                if survival.is_first {
+                    let _ = kernel.delete_host_port(host_port_names(), config.instance.as_str());
+                }
                 return Err(error.into());
             }
         };
@@ -247,7 +327,7 @@ impl Daemon {
             engine: Some(engine),
             publisher,
             compiler: Compiler::new(),
-            ports: Ports::new(mode, host),
+            ports: Ports::new(mode, host, remembered),
             policy,
             in_force: false,
             copy_is_behind: false,
@@ -262,8 +342,10 @@ impl Daemon {
             learned: 0,
             followed: Followed::default(),
             carried,
+            survival,
             names: Names::start(config.cni_cache.clone()),
             control: Some(control),
+            letting_go: false,
             captures: Captures::default(),
             metrics: None,
             last_upkeep: now,
@@ -271,18 +353,25 @@ impl Daemon {
         };
         let first = daemon.mirror.read().map_err(RunError::from).and_then(|_| daemon.follow(Changes::ALL));
         if let Err(error) = first {
-            daemon.shut_down();
+            if daemon.survival.is_first {
+                daemon.shut_down()
+            } else {
+                daemon.end()
+            }
             return Err(error);
         }
+        first_pins.keep();
+        daemon.steering.settle();
         Ok(daemon)
     }
 
-    fn serve(&mut self, mut signals: UnixStream) -> Result<(), RunError> {
+    fn serve(&mut self, mut signals: &UnixStream) -> Result<(), RunError> {
         if let Some(engine) = &self.engine {
             engine.wait_for_workers()?;
         }
         let ports = self.ports.open().count() - 1;
         let generation = self.tables().generation;
+        self.tell_what_is_missing();
         // A kill from here on is one of a running daemon.
         self.save_counters(false);
         self.start_metrics();
@@ -290,9 +379,9 @@ impl Daemon {
         loop {
             // An older snapshot that could not be replaced must not be trusted; workers judge by the newer one.
             if self.in_force {
-                self.steering.vouch(clock::coarse_ns());
+                self.vouch();
             }
-            self.wait(&signals)?;
+            self.wait(signals)?;
             let mut byte = [0; 16];
             if matches!(signals.read(&mut byte), Ok(count) if count > 0) {
                 tracing::info!("stopping on a signal");
@@ -315,8 +404,26 @@ impl Daemon {
                 self.upkeep()?;
             }
             self.answer();
+            if self.letting_go {
+                tracing::info!("letting go: another process takes over, or detaches");
+                return Ok(());
+            }
             self.captures.end(&mut self.steering, &self.publisher);
         }
+    }
+
+    /// The bridge and the uplinks that are not there yet; the status names them for as long as they are not.
+    fn tell_what_is_missing(&self) {
+        let names = self.config.uplinks.iter().chain([&self.config.bridge]);
+        for name in names.filter(|name| self.mirror.world().link_named(name.as_str()).is_none()) {
+            tracing::warn!("there is no interface {name}; waiting for it");
+        }
+    }
+
+    fn vouch(&mut self) {
+        let now_ns = clock::coarse_ns();
+        self.steering.vouch(now_ns);
+        self.survival.in_force(now_ns);
     }
 
     fn wait(&self, signals: &UnixStream) -> Result<(), RunError> {
@@ -338,6 +445,10 @@ impl Daemon {
             self.read_switches();
         }
         if changes.intersects(Changes::LINKS) {
+            let links = &self.mirror.world().links;
+            if !links.contains_key(&self.host_port.near) || !links.contains_key(&self.host_port.member) {
+                return Err(RunError::HostPortGone(host_port_names().near));
+            }
             self.choose_ports();
         }
         let moved = changes.intersects(Changes::LINKS) && self.reconcile();
@@ -378,9 +489,21 @@ impl Daemon {
         }
     }
 
+    /// What the programs' counters show, for the daemon after this one.
+    fn note_programs(&mut self) {
+        let world = self.mirror.world();
+        let noted = self.ports.open().filter_map(|port| {
+            let identity = identity(world, &port.link.name, port.link.ifindex)?;
+            let words = self.steering.raw_counters(port.id).ok()?.words();
+            Some(ProgramCounters { identity, port: port.id.0, words })
+        });
+        self.carried.note_programs(noted.collect());
+    }
+
     /// `ended`: nothing is counted any more.
     fn save_counters(&mut self, ended: bool) {
         let status = report::status(self, false);
+        self.note_programs();
         let world = self.mirror.world();
         self.carried.save(&status, |name, ifindex| identity(world, name, ifindex), ended);
     }
@@ -478,6 +601,7 @@ impl Daemon {
         match synced {
             Ok(writes) => {
                 self.copy_is_behind = writes.updated + writes.removed > CATCH_UP;
+                self.vouch();
                 Ok(())
             }
             Err(BpfError::Full { .. }) => {
@@ -562,10 +686,6 @@ impl Daemon {
         if let Some(worker) = self.engine.as_ref().and_then(Engine::dead_worker) {
             return Err(RunError::DeadWorker(worker));
         }
-        let links = &self.mirror.world().links;
-        if !links.contains_key(&self.host_port.near) || !links.contains_key(&self.host_port.member) {
-            return Err(RunError::HostPortGone(host_port_names().near));
-        }
         if self.queues_counted.elapsed() >= QUEUE_COUNT {
             self.follow(Changes::LINKS)?;
         }
@@ -637,10 +757,15 @@ impl Daemon {
         control.serve(|request| match request {
             Request::Path { path, ports } => self.change_paths(&path, &ports),
             Request::Trace(question) => self.trace(&question),
+            Request::LetGo => {
+                self.letting_go = true;
+                Response::Value(serde_json::json!({ "pid": std::process::id() }))
+            }
             other => {
                 let answer = report::answer(self, &other);
                 if let Response::Status(status) = &answer {
                     // What was told must not be less tomorrow, whatever becomes of this daemon.
+                    self.note_programs();
                     let world = self.mirror.world();
                     self.carried.save(status, |name, ifindex| identity(world, name, ifindex), false);
                 }
@@ -732,6 +857,32 @@ impl Daemon {
         }
     }
 
+    /// The end of a daemon: what is pinned stays for the next one.
+    fn end(&mut self) {
+        if self.steering.is_pinned() { self.leave() } else { self.shut_down() }
+    }
+
+    /// Lets go of everything and takes nothing back: programs, tables, host port and the pods' sizes stay. With no socket
+    /// left the XDP program passes every frame; the tc program goes on until the tables are stale.
+    fn leave(&mut self) {
+        self.captures.switch_off(&mut self.steering, &self.publisher);
+        self.ports.leave_all(&mut self.steering);
+        self.drain();
+        self.save_counters(true);
+        if let Some(engine) = self.engine.take() {
+            engine.stop();
+        }
+        if self.in_force {
+            self.vouch();
+        }
+        (self.metrics, self.control) = (None, None);
+        log::finish();
+        tracing::info!(
+            "podlane has stopped; its programs stay and pass the node's traffic to the kernel until it is started again \
+             (`podlane detach` removes them)"
+        );
+    }
+
     /// With the programs off nothing is received any more: lets the workers send what they already have.
     fn drain(&self) {
         let Some(engine) = &self.engine else { return };
@@ -759,6 +910,7 @@ impl Daemon {
         if let Err(error) = self.kernel.delete_host_port(host_port_names(), self.config.instance.as_str()) {
             tracing::warn!(%error, "removing the host port");
         }
+        forget_pins(&self.steering);
         (self.metrics, self.control) = (None, None);
         log::finish();
         tracing::info!("podlane has stopped; the node's traffic passes to the kernel");

@@ -44,6 +44,7 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
         }
         Request::Config => Response::Value(daemon.config.effective()),
         Request::Capture(_) => Response::Error("the daemon starts captures by itself".to_owned()),
+        Request::LetGo => Response::Error("the daemon lets go by itself".to_owned()),
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
 }
@@ -74,6 +75,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
     notes.extend(mode_notes(daemon).map(str::to_owned));
     notes.extend(daemon.large.notes().map(str::to_owned));
     notes.extend(daemon.carried.note());
+    notes.extend(daemon.survival.notes());
     notes.extend(daemon.notes.iter().cloned());
     let audited = engine.filter(|_| audit);
     let frames = audited.map(count_frames).unwrap_or_default();
@@ -108,6 +110,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
         mirror: mirror(daemon),
         learning: engine.map(|engine| learning(daemon, engine)).unwrap_or_default(),
         counters: Default::default(),
+        survival: daemon.survival.status(&daemon.steering),
         accounts_balance: false,
     };
     daemon.carried.add_to(&mut status);
@@ -265,6 +268,21 @@ pub fn port_counts(
         repeated_out: program.repeated_out,
         repeated_out_bytes: program.repeated_out_bytes,
         tx_dropped: Breakdown::drops(&each(DROPS, &|counters, reason| counters.tx_dropped[reason].get())),
+    }
+}
+
+/// What the programs finished for a port without any daemon. What they steered is left out: it was lost with the worker that
+/// should have counted it, or that worker had finished it.
+pub fn between(program: &crate::bpf::PortCounters) -> PortSums {
+    PortSums {
+        rx_packets: program.passed_total() + program.repeated,
+        rx_bytes: program.rx_bytes,
+        repeated: program.repeated,
+        repeated_bytes: program.repeated_bytes,
+        passed: Breakdown::passes(&program.passed),
+        repeated_out: program.repeated_out,
+        repeated_out_bytes: program.repeated_out_bytes,
+        ..PortSums::default()
     }
 }
 

@@ -17,6 +17,7 @@ mod outside;
 mod ping;
 mod pods;
 mod routes;
+mod survival;
 mod trace;
 mod walk;
 
@@ -152,6 +153,11 @@ pub fn groups() -> Vec<Group> {
             topologies: &[Topology::Direct],
             paths: PODLANE,
             ..group(Shape { name: "faults", ..PLAIN }, vec![once("troubleshooting", walk::troubleshooting)])
+        },
+        Group {
+            topologies: &[Topology::Direct],
+            paths: PODLANE,
+            ..group(Shape { name: "survival", ..PLAIN }, survival::cases())
         },
         Group {
             shape: Shape { name: "bad_input", daemons: false, ..PLAIN },

@@ -58,13 +58,18 @@ fn gather(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
 /// # Errors
 /// If it cannot be started or is not done in time (it is killed then). How it ended is for the caller to judge.
 pub fn output(command: &mut Command, deadline: Duration) -> Result<Output> {
+    output_with(command.stdin(Stdio::null()), String::new(), deadline)
+}
+
+/// What is written to its standard input is nothing where the command has none.
+fn output_with(command: &mut Command, input: String, deadline: Duration) -> Result<Output> {
     let text = line(command);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("starting: {text}"))?;
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| format!("starting: {text}"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A program that does not read all of it says why, and how it ended.
+        std::thread::spawn(move || std::io::Write::write_all(&mut stdin, input.as_bytes()));
+    }
     let stdout = gather(child.stdout.take().expect("piped"));
     let stderr = gather(child.stderr.take().expect("piped"));
     let status = match wait_for("its end", deadline, || Ok(child.try_wait()?)) {
@@ -86,10 +91,23 @@ pub fn output(command: &mut Command, deadline: Duration) -> Result<Output> {
 /// If it fails, with what it said on both channels.
 pub fn run(command: &mut Command, deadline: Duration) -> Result<String> {
     let output = output(command, deadline)?;
+    succeeded(command, output)
+}
+
+fn succeeded(command: &Command, output: Output) -> Result<String> {
     if !output.status.success() {
         bail!("{}: {}\n{}{}", line(command), output.status, output.stdout, output.stderr);
     }
     Ok(output.stdout)
+}
+
+/// Runs a program that reads `input` and must succeed; gives its standard output.
+///
+/// # Errors
+/// If it fails, with what it said on both channels.
+pub fn run_with_input(command: &mut Command, input: String, deadline: Duration) -> Result<String> {
+    let output = output_with(command.stdin(Stdio::piped()), input, deadline)?;
+    succeeded(command, output)
 }
 
 /// Sends a signal to a child that has not been waited for.

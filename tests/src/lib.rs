@@ -4,7 +4,8 @@
 //! [`command`] runs programs with deadlines, [`testbed`] raises and removes the namespaces of `scripts/netns-testbed.sh`,
 //! [`daemon`] starts `podlane run` in a node, [`status`] reads what it says of itself, and [`bed`] puts the four together
 //! into what a test case is handed: a testbed, with or without Podlane, that can send traffic and audit what became of it.
-//! [`document`] reads documents whose commands are tested.
+//! [`load`] keeps many flows running through whatever happens to the nodes, and [`evidence`] reads what the kernel and Podlane count
+//! as lost. [`document`] reads documents whose commands are tested.
 //!
 //! Nothing here sleeps for luck: everything waits for a condition until a deadline, and a deadline that passes is an error
 //! that names what was waited for.
@@ -13,8 +14,10 @@ pub mod bed;
 pub mod command;
 pub mod daemon;
 pub mod document;
+pub mod evidence;
 pub mod frames;
 pub mod leftovers;
+pub mod load;
 pub mod probe;
 pub mod status;
 pub mod testbed;

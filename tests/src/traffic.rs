@@ -17,13 +17,13 @@ use crate::testbed::{Family, Testbed};
 const PROBE: Duration = Duration::from_secs(35);
 
 /// The probe: beside the tests in the target directory.
-fn probe_binary() -> PathBuf {
+pub fn probe_binary() -> PathBuf {
     let test = std::env::current_exe().unwrap_or_default();
     test.ancestors().nth(2).unwrap_or(&test).join("podlane-probe")
 }
 
 /// A number that no other flow of this process has.
-fn new_flow() -> u64 {
+pub(crate) fn new_flow() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }

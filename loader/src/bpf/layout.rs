@@ -113,6 +113,11 @@ pub(super) fn port(port: &Port, station: Option<(MacAddr, u32)>) -> [u8; PORT_BY
     fields.u32(port.mtu).u32(port.max_frame).u32(activity).bytes(&key).bytes
 }
 
+/// The interface in a `struct port`.
+pub(super) fn port_ifindex(port: &[u8; PORT_BYTES]) -> u32 {
+    port[8..].first_chunk().map_or(0, |ifindex| u32::from_ne_bytes(*ifindex))
+}
+
 /// `struct adjacency`.
 pub(super) fn adjacency(adjacency: &Adjacency) -> [u8; ADJACENCY_BYTES] {
     let fields = Fields::new().bytes(&mac(adjacency.destination)).bytes(&mac(adjacency.source));
@@ -229,6 +234,50 @@ impl PortCounters {
         }
     }
 
+    /// All of them, in the order of `struct counters`.
+    pub fn words(&self) -> Vec<u64> {
+        let [rx_packets, rx_bytes] = [self.rx_packets, self.rx_bytes];
+        let [repeated, repeated_bytes] = [self.repeated, self.repeated_bytes];
+        let [out, out_bytes] = [self.repeated_out, self.repeated_out_bytes];
+        let head = [rx_packets, rx_bytes, self.steered, repeated, repeated_bytes, out, out_bytes];
+        head.into_iter().chain(self.passed).collect()
+    }
+
+    /// Reads [`PortCounters::words`]; what is missing is 0.
+    pub fn of_words(words: &[u64]) -> Self {
+        let mut words = words.iter().copied();
+        let mut next = || words.next().unwrap_or(0);
+        PortCounters {
+            rx_packets: next(),
+            rx_bytes: next(),
+            steered: next(),
+            repeated: next(),
+            repeated_bytes: next(),
+            repeated_out: next(),
+            repeated_out_bytes: next(),
+            passed: std::array::from_fn(|_| next()),
+        }
+    }
+
+    /// What was counted since `earlier`.
+    pub(super) fn since(mut self, earlier: &PortCounters) -> Self {
+        for (now, then) in [
+            (&mut self.rx_packets, earlier.rx_packets),
+            (&mut self.rx_bytes, earlier.rx_bytes),
+            (&mut self.steered, earlier.steered),
+            (&mut self.repeated, earlier.repeated),
+            (&mut self.repeated_bytes, earlier.repeated_bytes),
+            (&mut self.repeated_out, earlier.repeated_out),
+            (&mut self.repeated_out_bytes, earlier.repeated_out_bytes),
+        ] {
+            *now = now.saturating_sub(then);
+        }
+        for (now, then) in self.passed.iter_mut().zip(&earlier.passed) {
+            *now = now.saturating_sub(*then);
+        }
+        self
+    }
+
     /// Frames that it left to the kernel, for all reasons together.
     pub fn passed_total(&self) -> u64 {
         self.passed.iter().sum()
@@ -259,16 +308,18 @@ mod tests {
             ("MAX_NEXT_HOPS", limits::MAX_NEXT_HOPS),
             ("MAX_CLUSTER_CIDRS", limits::MAX_CLUSTER_CIDRS),
             ("HEARTBEAT_STALE_MS", limits::HEARTBEAT_STALE_MS as usize),
+            ("WORKER_WAIT_MS", limits::WORKER_WAIT_MS as usize),
             ("MAX_CAPTURE_PORTS", limits::MAX_CAPTURE_PORTS),
             ("NEAR_STATIONS", limits::NEAR_STATIONS),
             ("NEAR_INTERFACES", limits::NEAR_INTERFACES),
             ("TABLES_STALE_MS", limits::TABLES_STALE_MS as usize),
+            ("TABLES_ORPHANED_MS", limits::TABLES_ORPHANED_MS as usize),
         ];
         for (name, value) in limits {
             assert_eq!(define(header, name), value as u64, "{name}");
         }
         let defines = header.lines().filter(|line| line.starts_with("#define MAX_")).count();
-        assert_eq!(defines + 4, limits.len(), "every limit of the header is compared");
+        assert_eq!(defines + 5, limits.len(), "every limit of the header is compared");
     }
 
     #[test]
@@ -304,6 +355,12 @@ mod tests {
         assert_eq!((counters.rx_packets, counters.rx_bytes, counters.steered), (2 + 8, 4 + 10, 6));
         assert_eq!((counters.repeated, counters.repeated_out_bytes), (8, 14));
         assert_eq!(counters.passed[0], 16);
+        assert_eq!(PortCounters::of_words(&counters.words()), counters);
+        let mut later = counters;
+        later.add(&cpu);
+        let mut once = PortCounters::default();
+        once.add(&cpu);
+        assert_eq!(later.since(&counters), once);
         assert_eq!(counters.passed_total(), (0..PassReason::COUNT as u64).map(|index| 2 * (8 + index)).sum::<u64>());
     }
 }

@@ -6,6 +6,7 @@
 //! goes on from there.
 
 use std::hash::Hash;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -57,6 +58,12 @@ where
     fn new(map: &Arc<MapHandle>, table: &'static str) -> Result<Self, BpfError> {
         check_sizes(map, K, V)?;
         Ok(Keyed { map: Arc::clone(map), table, written: HashMap::new(), round: 0 })
+    }
+
+    /// Notes what an earlier writer has left of copy `copy`; `copy_of` tells the copy of a key.
+    fn adopt(&mut self, left: &[([u8; K], [u8; V])], copy: usize, copy_of: impl Fn(&[u8; K]) -> usize) {
+        let own = left.iter().filter(|(key, _)| copy_of(key) == copy);
+        self.written = own.map(|(key, value)| (*key, (*value, self.round))).collect();
     }
 
     /// Entries of one copy at most.
@@ -178,6 +185,16 @@ impl<const V: usize> Slots<V> {
         Ok(Slots { map: Arc::clone(map), table, copy, written: Vec::new() })
     }
 
+    /// Notes what an earlier writer has left.
+    fn adopt(&mut self, left: &[([u8; 4], [u8; V])]) {
+        let limit = self.limit();
+        let own = left.iter().map(|(_, value)| *value).skip(self.copy * limit).take(limit);
+        self.written = own.collect();
+        while self.written.last() == Some(&[0; V]) {
+            self.written.pop();
+        }
+    }
+
     /// Slots of one copy.
     fn limit(&self) -> usize {
         self.map.max_entries() as usize / COPIES
@@ -238,6 +255,25 @@ pub(super) fn check_sizes(map: &MapHandle, key: usize, value: usize) -> Result<(
         return Ok(());
     }
     Err(BpfError::Layout { map: map.name().to_string_lossy().into_owned(), found, expected })
+}
+
+/// All elements of a map. Nobody else writes it.
+fn read<const K: usize, const V: usize>(map: &MapHandle) -> Result<Vec<([u8; K], [u8; V])>, BpfError> {
+    check_sizes(map, K, V)?;
+    if let Ok((keys, values)) = super::sys::read_map(map.as_fd(), K, V, map.max_entries() as usize) {
+        let pairs = keys.as_chunks::<K>().0.iter().copied().zip(values.as_chunks::<V>().0.iter().copied());
+        return Ok(pairs.collect());
+    }
+    // A kernel that cannot read this type at once.
+    let failed = |source| BpfError::Map { table: "tables of an earlier daemon", source };
+    let mut left = Vec::new();
+    for key in map.keys() {
+        let value = map.lookup(&key, MapFlags::ANY).map_err(failed)?;
+        if let (Ok(key), Some(Ok(value))) = (key.try_into(), value.map(TryInto::try_into)) {
+            left.push((key, value));
+        }
+    }
+    Ok(left)
 }
 
 /// The maps that mirror snapshots.
@@ -308,6 +344,44 @@ impl Mirrored {
         let generations = Generations::map(&maps.generations)?;
         let copies = [Snapshot::new(&maps, 0)?, Snapshot::new(&maps, 1)?];
         Ok(Mirrored { maps, generations, copies })
+    }
+
+    /// Begins with what an earlier writer has left in the maps, complete or not: generations go on from its, what it has put
+    /// in force stays so until the next snapshot is written, and nothing that it wrote stays behind then.
+    pub(super) fn adopt(&mut self) -> Result<(), BpfError> {
+        let maps = &self.maps;
+        let near_interfaces = read(&maps.near_interfaces)?;
+        let interfaces = read(&maps.interfaces)?;
+        let ports = read(&maps.ports)?;
+        let near_stations = read(&maps.near_stations)?;
+        let fdb = read(&maps.fdb)?;
+        let (hosts4, hosts6) = (read(&maps.hosts4)?, read(&maps.hosts6)?);
+        let (adjacencies, next_hops) = (read(&maps.adjacencies)?, read(&maps.next_hops)?);
+        let (fib4, fib6) = (read(&maps.fib4)?, read(&maps.fib6)?);
+        let nodes = read(&maps.nodes)?;
+        let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |word| u32::from_ne_bytes(*word)) as usize;
+        for (copy, snapshot) in self.copies.iter_mut().enumerate() {
+            snapshot.near_interfaces.adopt(&near_interfaces);
+            snapshot.interfaces.adopt(&interfaces, copy, |key| word(key) % COPIES);
+            snapshot.ports.adopt(&ports);
+            snapshot.near_stations.adopt(&near_stations);
+            snapshot.fdb.adopt(&fdb, copy, |key| usize::from(key[0]));
+            snapshot.hosts4.adopt(&hosts4, copy, |key| word(key) % COPIES);
+            snapshot.hosts6.adopt(&hosts6, copy, |key| word(key) % COPIES);
+            snapshot.adjacencies.adopt(&adjacencies);
+            snapshot.next_hops.adopt(&next_hops);
+            snapshot.fib4.adopt(&fib4, copy, |key| word(&key[4..]));
+            snapshot.fib6.adopt(&fib6, copy, |key| word(&key[4..]));
+            snapshot.node.adopt(&nodes);
+        }
+        Ok(())
+    }
+
+    /// The ports of the snapshot in force, as it was found: interface and number.
+    pub(super) fn ports_in_force(&self) -> Vec<(u32, PortId)> {
+        let ports = &self.copies[self.generations.current() as usize % COPIES].ports.written;
+        let numbered = ports.iter().enumerate().filter(|(_, port)| **port != [0; layout::PORT_BYTES]);
+        numbered.map(|(number, port)| (layout::port_ifindex(port), PortId(number as u16))).collect()
     }
 
     /// Writes `tables` into the copy that is not current and makes it current.

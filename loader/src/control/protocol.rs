@@ -34,6 +34,8 @@ pub enum Request {
     },
     /// The last lines of the log.
     Log,
+    /// Stop, and leave everything in place for a daemon that takes over.
+    LetGo,
     /// The configuration in force.
     Config,
     /// Tell packets as they come: `{"request":"capture"}` and the members of [`capture::Question`]. The answer is a line, and
@@ -69,7 +71,7 @@ pub enum BadRequest {
 impl Request {
     /// All names, for messages.
     const NAMES: &'static str =
-        "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \"config\" and \"capture\"";
+        "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \"config\", \"let_go\" and \"capture\"";
 
     /// The name on the wire.
     pub const fn name(&self) -> &'static str {
@@ -80,6 +82,7 @@ impl Request {
             Request::Trace(_) => "trace",
             Request::Tables { .. } => "tables",
             Request::Log => "log",
+            Request::LetGo => "let_go",
             Request::Config => "config",
             Request::Capture(_) => "capture",
         }
@@ -95,6 +98,7 @@ impl Request {
             Some("trace") => serde_json::from_value(value).map(Request::Trace).map_err(|_| BadRequest::Malformed),
             Some("tables") => Self::parse_tables(&value),
             Some("log") => Ok(Request::Log),
+            Some("let_go") => Ok(Request::LetGo),
             Some("config") => Ok(Request::Config),
             Some("capture") => serde_json::from_value(value).map(Request::Capture).map_err(|_| BadRequest::Malformed),
             Some(other) => Err(BadRequest::Unknown(other.to_owned())),
@@ -153,7 +157,8 @@ pub enum Response {
     Trace(Box<Trace>),
     /// To [`Request::Trace`]: `{"resolving":true}`. The kernel was told to find out who has an address; ask again in a moment.
     Resolving,
-    /// To [`Request::Tables`], [`Request::Config`], and [`Request::Log`] (`{"lines":[…],"forgotten":0}`).
+    /// To [`Request::Tables`], [`Request::Config`], [`Request::Log`] (`{"lines":[…],"forgotten":0}`), and [`Request::LetGo`]
+    /// (`{"pid":1}`, the process that is about to end; its control socket is the last thing that it gives up).
     Value(Value),
     /// A sentence: `{"error":"…"}`.
     Error(String),

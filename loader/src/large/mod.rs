@@ -308,6 +308,11 @@ impl Large {
         })
     }
 
+    /// How many veths have other sizes than they had, and how many another MTU.
+    pub fn held(&self) -> (usize, usize) {
+        (self.held.sizes.len(), self.held.mtus.len())
+    }
+
     /// Sentences about what is asked for and not in force.
     pub fn notes(&self) -> impl Iterator<Item = &str> {
         self.notes.iter().flatten().chain(self.unreached.values()).chain(self.only_ipv4.values()).map(String::as_str)

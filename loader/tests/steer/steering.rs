@@ -1,6 +1,7 @@
 //! What comes after the decision: sockets, heartbeats, counters, and frames in several pieces.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use podlane_dataplane::afxdp::{Heartbeats, clock};
 use podlane_dataplane::forward::PassReason;
@@ -66,6 +67,31 @@ fn worker_stalled() {
         // Clocks are read at different moments: a heartbeat may lie in the program's future.
         world.steering.beat(0, clock::coarse_ns() + 4_000_000).unwrap();
         assert_eq!(world.program(A, &frame), Outcome::Steered);
+    });
+}
+
+/// A heartbeat may be young and its worker dead: it was given a frame and has not come by since.
+#[test]
+fn a_worker_that_was_given_a_frame_must_come_by() {
+    net::test("a_worker_that_was_given_a_frame_must_come_by", || {
+        let world = World::new();
+        let heartbeats = Heartbeats::map(world.steering.heartbeats()).unwrap();
+        let frame = tcp(Family::V4, BRIDGED, 100);
+        let longer = Duration::from_millis(limits::WORKER_WAIT_MS + 20);
+        let rounds = (0..10).filter(|_| {
+            heartbeats.worker(0).beat(clock::coarse_ns() + 4_000_000);
+            // A worker with nothing to do need not come by.
+            std::thread::sleep(longer);
+            let given = (world.program(A, &frame), world.program(A, &frame));
+            std::thread::sleep(longer);
+            let waiting = world.program(A, &frame);
+            heartbeats.worker(0).beat(clock::coarse_ns());
+            let again = world.program(A, &frame);
+            assert_eq!(waiting, Outcome::Passed(PassReason::WorkerStalled));
+            // On a busy machine this thread may be away for longer than a heartbeat lasts.
+            [given.0, given.1, again].iter().all(|outcome| *outcome == Outcome::Steered)
+        });
+        assert!(rounds.count() > 0, "a worker that comes by is given frames");
     });
 }
 

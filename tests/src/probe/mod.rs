@@ -5,9 +5,12 @@
 //! none outlives the process that started it.
 
 mod content;
+mod flood;
+mod lasting;
 mod packet_socket;
 mod raw;
 mod sniff;
+mod stream;
 mod tcp;
 mod udp;
 
@@ -44,6 +47,16 @@ enum Command {
     SendFrames(SendFrames),
     /// Count the frames of an interface and check their checksums, until the standard input is closed.
     Sniff(Sniff),
+    /// Receive a paced stream of datagrams and tell its gaps, until the standard input is closed.
+    StreamReceive(StreamReceive),
+    /// Send a paced stream to a `stream-receive`, until the standard input is closed.
+    StreamSend(StreamSend),
+    /// Accept one connection and check what comes until its end.
+    LastingServe(LastingServe),
+    /// Send to a `lasting-serve` at a steady rate, until the standard input is closed.
+    LastingConnect(LastingConnect),
+    /// Send garbage as fast as possible, until the standard input is closed.
+    Flood(Flood),
 }
 
 #[derive(Args)]
@@ -144,6 +157,71 @@ struct Sniff {
     keep: usize,
 }
 
+#[derive(Args)]
+struct StreamReceive {
+    /// Where to listen; port 0 takes a free one, which the ready line names.
+    #[arg(long)]
+    bind: SocketAddr,
+    /// Number of the flow; datagrams of other flows count as strangers.
+    #[arg(long)]
+    flow: u64,
+}
+
+#[derive(Args)]
+struct StreamSend {
+    /// The receiver.
+    #[arg(long)]
+    to: SocketAddr,
+    /// Number of the flow.
+    #[arg(long)]
+    flow: u64,
+    /// Datagrams a second.
+    #[arg(long, default_value_t = 10_000)]
+    rate: u64,
+    /// Payload bytes of each.
+    #[arg(long, default_value_t = 256)]
+    size: usize,
+}
+
+#[derive(Args)]
+struct LastingServe {
+    /// Where to listen; port 0 takes a free one, which the ready line names.
+    #[arg(long)]
+    bind: SocketAddr,
+    /// Number of the flow: both ends derive the content from it.
+    #[arg(long)]
+    flow: u64,
+}
+
+#[derive(Args)]
+struct LastingConnect {
+    /// The server.
+    #[arg(long)]
+    to: SocketAddr,
+    /// Number of the flow: both ends derive the content from it.
+    #[arg(long)]
+    flow: u64,
+    /// Megabits a second; 0 for as fast as it goes.
+    #[arg(long)]
+    rate_mbit: u64,
+}
+
+#[derive(Args)]
+struct Flood {
+    /// The interface to send out of.
+    #[arg(long, default_value = "eth0")]
+    interface: String,
+    /// The station that most of the frames are for: 6 bytes as aa:bb:….
+    #[arg(long, value_parser = crate::frames::parse_mac)]
+    to: crate::frames::Mac,
+    /// Stay on this processor.
+    #[arg(long)]
+    cpu: Option<usize>,
+    /// Where the content of the frames starts.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
 /// Runs the tool with the process's arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -173,6 +251,11 @@ fn run(command: Command) -> Result<Value> {
         Command::TcpConnect(options) => tcp::connect(&options),
         Command::SendFrames(options) => raw::send_frames(&options),
         Command::Sniff(options) => sniff::sniff(&options),
+        Command::StreamReceive(options) => stream::receive_stream(&options),
+        Command::StreamSend(options) => stream::send_stream(&options),
+        Command::LastingServe(options) => lasting::serve(&options),
+        Command::LastingConnect(options) => lasting::connect(&options),
+        Command::Flood(options) => flood::flood(&options),
     }
 }
 
