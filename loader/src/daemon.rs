@@ -271,7 +271,7 @@ impl Daemon {
         let umem = Umem::new(config.frames).map_err(EngineError::Umem)?;
         let control = match alone {
             Some(control) => control,
-            None => takeover::relieve(instance)?.0,
+            None => takeover::relieve(instance).inspect_err(|_| steering.withdraw())?.0,
         };
         let mut carried = Carried::open(instance);
         let large = Large::open(config.large, instance)?;
