@@ -751,7 +751,10 @@ impl Daemon {
         control.serve(|request| match request {
             Request::Path { path, ports } => self.change_paths(&path, &ports),
             Request::Trace(question) => self.trace(&question),
-            Request::LetGo => {
+            Request::LetGo { until_ns } if until_ns < clock::coarse_ns() => {
+                Response::Error("it is too late to let go: whoever asked waits no more".to_owned())
+            }
+            Request::LetGo { .. } => {
                 self.letting_go = true;
                 Response::Value(serde_json::json!({ "pid": std::process::id() }))
             }
