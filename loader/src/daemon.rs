@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podlane_dataplane::afxdp::{Heartbeats, PRIORITY_STEPS, Umem, clock};
-use podlane_dataplane::{PortId, limits};
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
+use podlane_dataplane::{PortId, limits};
 
 use crate::bpf::pins::Pins;
 use crate::bpf::{BpfError, PortCounters, Steering, XdpMode};
@@ -108,7 +108,9 @@ pub fn run(config: Config, start: Start) -> Result<(), RunError> {
         match result {
             // The sockets share their memory through one that is bound to it, so everything begins anew.
             Err(RunError::HostPortGone(name)) => {
-                tracing::warn!("{name} was deleted by somebody; it is made anew, and traffic passes to the kernel meanwhile");
+                tracing::warn!(
+                    "{name} was deleted by somebody; it is made anew, and traffic passes to the kernel meanwhile"
+                );
                 std::thread::sleep(REMAKE.saturating_sub(begun.elapsed()));
                 start = Start::Alone;
             }
@@ -351,7 +353,11 @@ impl Daemon {
         };
         let first = daemon.mirror.read().map_err(RunError::from).and_then(|_| daemon.follow(Changes::ALL));
         if let Err(error) = first {
-            if daemon.survival.is_first { daemon.shut_down() } else { daemon.end() }
+            if daemon.survival.is_first {
+                daemon.shut_down()
+            } else {
+                daemon.end()
+            }
             return Err(error);
         }
         first_pins.keep();

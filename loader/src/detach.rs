@@ -185,7 +185,8 @@ impl Report {
             line(format!("stopped process {pid}"));
         }
         if !self.programs.is_empty() {
-            let names: Vec<_> = self.programs.iter().map(|taken| format!("{} ({})", taken.interface, taken.hook)).collect();
+            let names: Vec<_> =
+                self.programs.iter().map(|taken| format!("{} ({})", taken.interface, taken.hook)).collect();
             line(format!("took {} off: {}", count(names.len(), "program"), listed(&names)));
         }
         if !self.offloads.is_empty() {
@@ -243,7 +244,10 @@ mod tests {
             ..nothing
         };
         let text = report.render();
-        assert!(text.contains("took 10 programs off: veth1 (tcx), veth2 (tcx)") && text.contains("and 2 more"), "{text}");
+        assert!(
+            text.contains("took 10 programs off: veth1 (tcx), veth2 (tcx)") && text.contains("and 2 more"),
+            "{text}"
+        );
         assert!(text.contains("gave 1 pod their MTUs and routes back") && !text.contains("sizes"), "{text}");
         assert_eq!(text.lines().count(), 6, "{text}");
     }

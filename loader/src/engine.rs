@@ -312,8 +312,7 @@ impl Engine {
 
     fn bind(&mut self, ifindex: u32, queue: u32) -> Result<Socket, EngineError> {
         let number = self.numbers.take().ok_or(EngineError::SocketNumbers)?;
-        let bound =
-            retry_busy(|| Socket::bind_shared(&self.umem, &self.anchor, self.mode, ifindex, queue, number));
+        let bound = retry_busy(|| Socket::bind_shared(&self.umem, &self.anchor, self.mode, ifindex, queue, number));
         bound.map_err(|error| {
             self.numbers.give_back(number);
             error.into()

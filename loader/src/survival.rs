@@ -55,7 +55,10 @@ impl Survival {
     pub fn adopted(&mut self, adopted: Adopted) {
         if adopted.links > 0 || adopted.maps {
             let maps = if adopted.maps { "its maps" } else { "no maps, because they are of another version" };
-            tracing::info!(links = adopted.links, "adopting what an earlier daemon has left: its programs' places and {maps}");
+            tracing::info!(
+                links = adopted.links,
+                "adopting what an earlier daemon has left: its programs' places and {maps}"
+            );
         }
         self.adopted = adopted;
     }

@@ -69,7 +69,10 @@ fn interfaces_come_later(bed: &mut Bed) -> Result<()> {
     };
     let (state, ports) = status(bed)?;
     ensure!(state.contains("later0") && ports == ["podlane0"], "the bridge is {state}, the ports are {ports:?}");
-    bed.sh("node1", "ip link add later0 type bridge; ip link add later1 type veth peer name later2; ip link set later1 up")?;
+    bed.sh(
+        "node1",
+        "ip link add later0 type bridge; ip link add later1 type veth peer name later2; ip link set later1 up",
+    )?;
     let come = command::wait_for("both to be served", Duration::from_secs(5), || {
         let (state, ports) = status(bed)?;
         Ok((state == "ok" && ports.contains(&"later1".to_owned())).then_some(()))
@@ -79,7 +82,10 @@ fn interfaces_come_later(bed: &mut Bed) -> Result<()> {
     bed.sh("node1", "ip link del later0; ip link del later1")?;
     come?;
     ensure!(member?.contains("master later0"), "the host port is no member of the bridge");
-    bed.sh("node1", "ip link add later0 type bridge; ip link add later1 type veth peer name later2; ip link set later1 up")?;
+    bed.sh(
+        "node1",
+        "ip link add later0 type bridge; ip link add later1 type veth peer name later2; ip link set later1 up",
+    )?;
     command::wait_for("both to be served again", Duration::from_secs(5), || {
         let (state, ports) = status(bed)?;
         let member = bed.exec("node1", &["ip", "-d", "link", "show", "podlane1"])?;

@@ -190,9 +190,9 @@ fn index_given_out_again(bed: &mut Bed) -> Result<()> {
          sysctl -qw net.ipv6.conf.impostor.disable_ipv6=1
          ip link set impostor up"
     );
-    let swapped = bed.sh("node1", &swap).and_then(|_| {
-        bed.sh("outside", "sysctl -qw net.ipv6.conf.impostor1.disable_ipv6=1; ip link set impostor1 up")
-    });
+    let swapped = bed
+        .sh("node1", &swap)
+        .and_then(|_| bed.sh("outside", "sysctl -qw net.ipv6.conf.impostor1.disable_ipv6=1; ip link set impostor1 up"));
     let received = || -> Result<u64> {
         let text = bed.exec("outside", &["ip", "-j", "-s", "link", "show", "impostor1"])?;
         let links: serde_json::Value = serde_json::from_str(&text)?;

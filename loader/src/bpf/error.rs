@@ -55,7 +55,9 @@ pub enum BpfError {
     #[error("what outlives the daemon cannot be kept: {0}")]
     Pin(#[from] PinError),
     /// A pinned map is not what it should be.
-    #[error("the pinned BPF map {map} is not Podlane's: remove it, and all that is pinned with it, by `podlane detach`")]
+    #[error(
+        "the pinned BPF map {map} is not Podlane's: remove it, and all that is pinned with it, by `podlane detach`"
+    )]
     Pinned {
         /// Its name.
         map: String,

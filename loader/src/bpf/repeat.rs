@@ -61,7 +61,9 @@ impl Filter {
         if let Err(error) = self.hook.detach() {
             tracing::debug!(%error, "removing the tc filter");
         }
-        if self.own_qdisc && let Err(error) = self.hook.attach_point(TC_INGRESS | TC_EGRESS).destroy() {
+        if self.own_qdisc
+            && let Err(error) = self.hook.attach_point(TC_INGRESS | TC_EGRESS).destroy()
+        {
             tracing::debug!(%error, "removing the clsact qdisc");
         }
     }
@@ -141,7 +143,9 @@ impl Steering {
         filter.hook.attach().map_err(|error| io::Error::other(error.to_string()))?;
         if let Some(pins) = &self.pins {
             filter.stays = true;
-            if filter.own_qdisc && let Err(error) = pins.mark(Entry::Qdisc(ifindex)) {
+            if filter.own_qdisc
+                && let Err(error) = pins.mark(Entry::Qdisc(ifindex))
+            {
                 tracing::warn!(%error, "a clsact qdisc will be left over");
             }
         }

@@ -152,20 +152,13 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// The kernel's; not all types of maps can be read so on all kernels.
-pub(super) fn read_map(
-    map: BorrowedFd<'_>,
-    key: usize,
-    value: usize,
-    most: usize,
-) -> io::Result<(Vec<u8>, Vec<u8>)> {
+pub(super) fn read_map(map: BorrowedFd<'_>, key: usize, value: usize, most: usize) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let (mut keys, mut values) = (vec![0; key * most], vec![0; value * most]);
     // Where the next call would go on: a key, or a number of four bytes.
     let mut token = vec![0_u8; key.max(4)];
     let mut count = u32::try_from(most).unwrap_or(u32::MAX);
-    let options = libbpf_sys::bpf_map_batch_opts {
-        sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _,
-        ..Default::default()
-    };
+    let options =
+        libbpf_sys::bpf_map_batch_opts { sz: size_of::<libbpf_sys::bpf_map_batch_opts>() as _, ..Default::default() };
     // SAFETY: the buffers have room for `count` keys and values of the sizes that the map has (the caller has compared them),
     // `token` for one key, and `options` is a valid structure of the size that it names.
     let result = unsafe {

@@ -142,7 +142,9 @@ fn instance(config: &Config) -> Line {
 fn survival(config: &Config) -> Line {
     let subject = "bpffs";
     match find_root(&config.bpffs) {
-        Ok(root) => Line::ok(subject, format!("programs and maps outlive podlane in {}", root.join("podlane").display())),
+        Ok(root) => {
+            Line::ok(subject, format!("programs and maps outlive podlane in {}", root.join("podlane").display()))
+        }
         Err(NoBpffs::Off) => Line::ok(subject, "programs and maps go when podlane stops, as configured"),
         Err(error) => {
             let sentence = error.to_string();

@@ -143,7 +143,9 @@ impl Pins {
             let path = self.directory.join(&name);
             let kind = match Entry::parse(&name) {
                 Entry::Maps(_) => Kind::Maps { complete: MAPS.iter().all(|map| path.join(map).exists()) },
-                Entry::Link(..) => Kind::Link(self.link(&name).ok().and_then(|link| sys::link_state(link.as_fd()).ok())),
+                Entry::Link(..) => {
+                    Kind::Link(self.link(&name).ok().and_then(|link| sys::link_state(link.as_fd()).ok()))
+                }
                 _ => Kind::Other,
             };
             found.push(Found { name, kind });
