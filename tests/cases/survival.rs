@@ -40,8 +40,8 @@ fn under_traffic(bed: &mut Bed, family: Family, event: fn(&mut Bed) -> Result<()
     for _ in 0..ATTEMPTS {
         let ways = [bed.way("pod1", "pod2", family)?, bed.way("pod4", "pod1", family)?];
         ways.iter().try_for_each(|way| bed.warm_up(way))?;
-        let start = |way| bed.start_udp(way, &Datagrams::steady(600, 1000));
-        let flows: Vec<Flow> = ways.iter().map(start).collect::<Result<_>>()?;
+        let steady = Datagrams::steady(600, 1000);
+        let flows: Vec<Flow> = ways.iter().map(|way| bed.start_udp(way, &steady)).collect::<Result<_>>()?;
         event(bed)?;
         for way in &ways {
             forwards_again(bed, way)?;
