@@ -181,6 +181,7 @@ fn index_given_out_again(bed: &mut Bed) -> Result<()> {
     let flow = bed.start_udp(&way, &Datagrams::steady(200, 500))?;
     forwards_again(bed, &way)?;
     bed.daemon(1)?.signal(Signal::SIGSTOP)?;
+    std::thread::sleep(Duration::from_millis(120)); // until the tables are orphaned
     let outside = bed.namespace("outside");
     // In one go: the tables are believed for a second at most. Without addresses nobody sends anything of his own accord.
     let swap = format!(
