@@ -295,6 +295,7 @@ fn with_foreign_program(bed: &Bed, interface: &str, work: impl FnOnce(&Bed, &Dae
     ensure!(ended.success(), "podlane ended with {ended}");
     ensure!(foreign.is_there()?, "the foreign program was taken off {interface}");
     drop(foreign);
+    bed.detach(1)?;
     bed.nothing_is_left(1)
 }
 
