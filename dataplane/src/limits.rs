@@ -46,8 +46,8 @@ pub const NEAR_STATIONS: usize = 16_384;
 /// frames go the kernel's own way.
 pub const TABLES_STALE_MS: u64 = 1000;
 /// Of tables whose writer has shown no life for this long the kernel path checks for every packet that its way out is still
-/// the interface that they mean.
-pub const TABLES_ORPHANED_MS: u64 = 150;
+/// the interface that they mean. A little more than the time between two signs of life.
+pub const TABLES_ORPHANED_MS: u64 = 60;
 /// Packets that a worker takes from one socket before it looks at the next.
 pub const BATCH: usize = 64;
 /// Frames that one queue may hold for transmission: in its TX ring, in flight and completed.

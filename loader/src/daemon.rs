@@ -273,7 +273,7 @@ impl Daemon {
         let umem = Umem::new(config.frames).map_err(EngineError::Umem)?;
         let control = match alone {
             Some(control) => control,
-            None => takeover::relieve(instance)?.0,
+            None => takeover::relieve(instance).inspect_err(|_| steering.withdraw())?.0,
         };
         let mut carried = Carried::open(instance);
         let large = Large::open(config.large, instance)?;
@@ -757,7 +757,10 @@ impl Daemon {
         control.serve(|request| match request {
             Request::Path { path, ports } => self.change_paths(&path, &ports),
             Request::Trace(question) => self.trace(&question),
-            Request::LetGo => {
+            Request::LetGo { until_ns } if until_ns < clock::coarse_ns() => {
+                Response::Error("it is too late to let go: whoever asked waits no more".to_owned())
+            }
+            Request::LetGo { .. } => {
                 self.letting_go = true;
                 Response::Value(serde_json::json!({ "pid": std::process::id() }))
             }

@@ -44,7 +44,7 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
         }
         Request::Config => Response::Value(daemon.config.effective()),
         Request::Capture(_) => Response::Error("the daemon starts captures by itself".to_owned()),
-        Request::LetGo => Response::Error("the daemon lets go by itself".to_owned()),
+        Request::LetGo { .. } => Response::Error("the daemon lets go by itself".to_owned()),
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
     }
 }

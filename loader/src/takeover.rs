@@ -7,6 +7,8 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use podlane_dataplane::afxdp::clock;
+
 use crate::control::{self, AskError, Control, ControlError, PATIENCE, Request};
 
 /// How long a daemon that has agreed may take to let go. It gives a stuck worker five seconds.
@@ -51,7 +53,9 @@ pub enum TakeOverError {
 /// # Errors
 /// [`TakeOverError`].
 pub fn relieve(instance: &str) -> Result<(Control, Option<u64>), TakeOverError> {
-    let answer = match control::ask(instance, &control::socket_path(instance), Request::LetGo, PATIENCE) {
+    let until_ns = clock::coarse_ns() + PATIENCE.as_nanos() as u64;
+    let request = Request::LetGo { until_ns };
+    let answer = match control::ask(instance, &control::socket_path(instance), request, PATIENCE) {
         Ok(answer) => answer,
         Err(AskError::NotRunning { .. }) => return Ok((Control::open(instance)?, None)),
         Err(AskError::Refused { instance, sentence }) if sentence.contains("there is no request") => {

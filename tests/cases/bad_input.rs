@@ -71,7 +71,7 @@ fn interfaces_come_later(bed: &mut Bed) -> Result<()> {
     ensure!(state.contains("later0") && ports == ["podlane0"], "the bridge is {state}, the ports are {ports:?}");
     bed.sh(
         "node1",
-        "ip link add later0 type bridge; ip link add later1 type veth peer name later2; ip link set later1 up",
+        "ip link add later0 up type bridge; ip link add later1 type veth peer name later2; ip link set later1 up",
     )?;
     let come = command::wait_for("both to be served", Duration::from_secs(5), || {
         let (state, ports) = status(bed)?;
@@ -84,7 +84,7 @@ fn interfaces_come_later(bed: &mut Bed) -> Result<()> {
     ensure!(member?.contains("master later0"), "the host port is no member of the bridge");
     bed.sh(
         "node1",
-        "ip link add later0 type bridge; ip link add later1 type veth peer name later2; ip link set later1 up",
+        "ip link add later0 up type bridge; ip link add later1 type veth peer name later2; ip link set later1 up",
     )?;
     command::wait_for("both to be served again", Duration::from_secs(5), || {
         let (state, ports) = status(bed)?;
@@ -295,6 +295,7 @@ fn with_foreign_program(bed: &Bed, interface: &str, work: impl FnOnce(&Bed, &Dae
     ensure!(ended.success(), "podlane ended with {ended}");
     ensure!(foreign.is_there()?, "the foreign program was taken off {interface}");
     drop(foreign);
+    bed.detach(1)?;
     bed.nothing_is_left(1)
 }
 

@@ -29,19 +29,22 @@ pub fn cases() -> Vec<Case> {
 
 /// Datagrams of a millisecond each that may be missing on the af_xdp path: what the workers held.
 const HELD: u64 = 20;
+/// The same after a kill: the kernel closes a dead process's sockets one after the other, and the last one takes frames until the
+/// heartbeat is stale.
+const KILLED: u64 = 120;
 /// How often a case is measured, if another program had the processors at the wrong moment.
 const ATTEMPTS: usize = 3;
 
 /// Runs `event` under one datagram a millisecond inside of the node and from another one. Nothing may be lost on the kernel
 /// path, and no more than what workers held on any other.
-fn under_traffic(bed: &mut Bed, family: Family, event: fn(&mut Bed) -> Result<()>) -> Result<()> {
-    let allowed = if bed.path == DataPath::Kernel { 0 } else { HELD };
+fn under_traffic(bed: &mut Bed, family: Family, held: u64, event: fn(&mut Bed) -> Result<()>) -> Result<()> {
+    let allowed = if bed.path == DataPath::Kernel { 0 } else { held };
     let mut lost = Vec::new();
     for _ in 0..ATTEMPTS {
         let ways = [bed.way("pod1", "pod2", family)?, bed.way("pod4", "pod1", family)?];
         ways.iter().try_for_each(|way| bed.warm_up(way))?;
-        let start = |way| bed.start_udp(way, &Datagrams::steady(600, 1000));
-        let flows: Vec<Flow> = ways.iter().map(start).collect::<Result<_>>()?;
+        let steady = Datagrams::steady(600, 1000);
+        let flows: Vec<Flow> = ways.iter().map(|way| bed.start_udp(way, &steady)).collect::<Result<_>>()?;
         event(bed)?;
         for way in &ways {
             forwards_again(bed, way)?;
@@ -81,7 +84,7 @@ fn has_adopted(bed: &Bed, same_maps: bool) -> Result<()> {
 }
 
 fn ended_and_started(bed: &mut Bed, family: Family) -> Result<()> {
-    under_traffic(bed, family, |bed| {
+    under_traffic(bed, family, HELD, |bed| {
         let before = programs(bed)?;
         ensure!(before.len() == 4, "three pods and an uplink have a program each: {before:?}");
         bed.end_daemon(1)?;
@@ -92,7 +95,7 @@ fn ended_and_started(bed: &mut Bed, family: Family) -> Result<()> {
 }
 
 fn killed_and_started(bed: &mut Bed, family: Family) -> Result<()> {
-    under_traffic(bed, family, |bed| {
+    under_traffic(bed, family, KILLED, |bed| {
         let mut daemon = bed.take_daemon(1)?;
         daemon.signal(Signal::SIGKILL)?;
         daemon.wait()?;
@@ -102,7 +105,7 @@ fn killed_and_started(bed: &mut Bed, family: Family) -> Result<()> {
 }
 
 fn taken_over(bed: &mut Bed, family: Family) -> Result<()> {
-    under_traffic(bed, family, |bed| {
+    under_traffic(bed, family, HELD, |bed| {
         let mut old = bed.take_daemon(1)?;
         bed.start_daemon_with(1, &["--take-over"])?;
         let status = old.wait()?;
@@ -128,7 +131,7 @@ fn maps(bed: &Bed) -> Result<PathBuf> {
 
 /// What a daemon of another layout has left is replaced in place.
 fn another_version(bed: &mut Bed, family: Family) -> Result<()> {
-    under_traffic(bed, family, |bed| {
+    under_traffic(bed, family, HELD, |bed| {
         bed.end_daemon(1)?;
         let own = maps(bed)?;
         fs::rename(&own, own.with_file_name("maps-00000000000000ab"))?;
@@ -181,6 +184,7 @@ fn index_given_out_again(bed: &mut Bed) -> Result<()> {
     let flow = bed.start_udp(&way, &Datagrams::steady(200, 500))?;
     forwards_again(bed, &way)?;
     bed.daemon(1)?.signal(Signal::SIGSTOP)?;
+    std::thread::sleep(Duration::from_millis(120)); // until the tables are orphaned
     let outside = bed.namespace("outside");
     // In one go: the tables are believed for a second at most. Without addresses nobody sends anything of his own accord.
     let swap = format!(

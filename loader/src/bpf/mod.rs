@@ -199,6 +199,15 @@ impl Steering {
         Ok(adopted)
     }
 
+    /// Takes back what [`Steering::open`] has made, if another daemon does not let go.
+    pub fn withdraw(&mut self) {
+        if let Some(pins) = self.pins.as_ref().filter(|_| !self.reuses_maps)
+            && let Err(error) = pins.clear(pins::Entry::Maps(Layout::own()))
+        {
+            tracing::warn!(%error, "removing what is pinned");
+        }
+    }
+
     /// When all ports have asked for their links: detaches those that nobody wants any more, and removes the maps of another
     /// layout, which no program uses now.
     pub fn settle(&mut self) {

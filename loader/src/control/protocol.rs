@@ -34,8 +34,12 @@ pub enum Request {
     },
     /// The last lines of the log.
     Log,
-    /// Stop, and leave everything in place for a daemon that takes over.
-    LetGo,
+    /// Stop, and leave everything in place for a daemon that takes over: `{"request":"let_go","until_ns":1}`.
+    LetGo {
+        /// When whoever asks stops waiting, nanoseconds of the monotonic clock: a daemon that was stopped or stuck must not let
+        /// go when nobody is there to take over any more. Without it, any time.
+        until_ns: u64,
+    },
     /// The configuration in force.
     Config,
     /// Tell packets as they come: `{"request":"capture"}` and the members of [`capture::Question`]. The answer is a line, and
@@ -82,7 +86,7 @@ impl Request {
             Request::Trace(_) => "trace",
             Request::Tables { .. } => "tables",
             Request::Log => "log",
-            Request::LetGo => "let_go",
+            Request::LetGo { .. } => "let_go",
             Request::Config => "config",
             Request::Capture(_) => "capture",
         }
@@ -98,7 +102,9 @@ impl Request {
             Some("trace") => serde_json::from_value(value).map(Request::Trace).map_err(|_| BadRequest::Malformed),
             Some("tables") => Self::parse_tables(&value),
             Some("log") => Ok(Request::Log),
-            Some("let_go") => Ok(Request::LetGo),
+            Some("let_go") => {
+                Ok(Request::LetGo { until_ns: value.get("until_ns").and_then(Value::as_u64).unwrap_or(u64::MAX) })
+            }
             Some("config") => Ok(Request::Config),
             Some("capture") => serde_json::from_value(value).map(Request::Capture).map_err(|_| BadRequest::Malformed),
             Some(other) => Err(BadRequest::Unknown(other.to_owned())),
@@ -135,6 +141,7 @@ impl Request {
             Request::Tables { table, offset } => {
                 json!({ "request": self.name(), "table": table.word(), "offset": offset })
             }
+            Request::LetGo { until_ns } => json!({ "request": self.name(), "until_ns": until_ns }),
             _ => json!({ "request": self.name() }),
         };
         format!("{line}\n")

@@ -60,6 +60,9 @@ pub(super) const MAPS: [&str; 19] = [
     "devices",
 ];
 
+/// How often a directory is made that somebody else removes.
+const ATTEMPTS: u32 = 10;
+
 /// The directory of one instance in the calling thread's network namespace.
 #[derive(Clone, Debug)]
 pub struct Pins {
@@ -119,7 +122,15 @@ impl Pins {
     /// # Errors
     /// If that is not allowed, because bpffs is mounted read-only for example.
     pub fn create(&self) -> Result<(), PinError> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory).map_err(at(&self.directory))
+        let mut made = Ok(());
+        // Another instance that leaves at this moment may take the directories above away while they are empty.
+        for _ in 0..ATTEMPTS {
+            made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+            if !matches!(&made, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+                break;
+            }
+        }
+        made.map_err(at(&self.directory))
     }
 
     /// What is in the directory.
