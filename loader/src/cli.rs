@@ -50,7 +50,8 @@ enum Command {
     /// Forward, in the foreground, until SIGTERM or SIGINT; log to stderr
     ///
     /// Looks first whether the node has what is needed, and ends with a sentence if not, before anything is touched. Says
-    /// "podlane is ready" when every port is attached. When it ends, the kernel forwards again.
+    /// "podlane is ready" when every port is attached. When it ends, the kernel forwards again. On SIGHUP it reads its
+    /// configuration again (see `podlane reload`).
     Run(NodeOptions),
     /// Show ports, workers, tables and every frame's whereabouts of a running daemon
     Status(StatusOptions),
@@ -63,6 +64,12 @@ enum Command {
     ///
     /// Holds until the daemon ends; the configuration says what holds from the start.
     Path(PathOptions),
+    /// Read the configuration again, without losing a packet
+    ///
+    /// The file is judged as a whole first, also against this node: if anything is wrong, nothing changes, and this ends with 2.
+    /// Otherwise everything that can change while the daemon runs is in force when this ends; settings that cannot are
+    /// named, and keep their value until the restart. SIGHUP does the same.
+    Reload(ReloadOptions),
     /// Tell what this node does with a packet, step by step, from the daemon's live tables
     ///
     /// FROM and TO are pods, by IP address, by name (namespace/pod, or pod if only one here has it) or by the interface of their
@@ -196,6 +203,19 @@ struct PathOptions {
     #[arg(value_name = "IFACE")]
     ports: Vec<String>,
     /// Name of the daemon to ask
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Print JSON for programs instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ReloadOptions {
+    /// Change nothing, only say what would change and what is wrong
+    #[arg(long)]
+    check: bool,
+    /// Name of the daemon to tell
     #[arg(long, value_name = "NAME", default_value = "default")]
     instance: String,
     /// Print JSON for programs instead of lines
@@ -391,6 +411,7 @@ pub fn execute<E: Display>(
         Command::Status(options) => show_status(&options, out, err),
         Command::Top(options) => show_top(options, out, err),
         Command::Path(options) => change_path(options, out, err),
+        Command::Reload(options) => reload(&options, out, err),
         Command::Trace(options) => show_trace(options, out, err),
         Command::Capture(options) => run_capture(&options, out, err),
         Command::Explain(options) => show_explanation(options, out, err),
@@ -524,6 +545,25 @@ fn change_path(options: PathOptions, out: &mut impl Write, err: &mut impl Write)
             let line = |port: &control::PortPath| format!("{}: {} ({})\n", port.name, port.path, port.why);
             print(&ports.iter().map(line).collect::<String>(), out, err)
         }
+        Err(error) => complain(err, FAILED, error),
+    }
+}
+
+/// How long a daemon may take to open and close ports.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
+
+fn reload(options: &ReloadOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let instance = match instance_of(&options.instance, err) {
+        Ok(instance) => instance,
+        Err(code) => return code,
+    };
+    match control::ask_reload(instance.as_str(), options.check, RELOAD_PATIENCE) {
+        Ok((answer, outcome)) if options.json => match print(&format!("{answer}\n"), out, err) {
+            DONE if outcome.is_refused() => MISUSED,
+            code => code,
+        },
+        Ok((_, outcome)) if outcome.is_refused() => complain(err, MISUSED, outcome.complaint()),
+        Ok((_, outcome)) => print(&outcome.render(), out, err),
         Err(error) => complain(err, FAILED, error),
     }
 }
@@ -703,6 +743,7 @@ mod tests {
             "status --help",
             "top --help",
             "path --help",
+            "reload --help",
             "trace --help",
             "explain --help",
             "capture --help",

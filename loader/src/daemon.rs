@@ -4,6 +4,8 @@
 //! descriptor: learn reports of workers, entries to keep alive in the kernel, ports to try again. Everything that writes
 //! tables happens here, on one thread, so there is one writer for the engine's snapshots and for the BPF maps.
 
+mod reload;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -31,7 +33,10 @@ use crate::mirror::world::World;
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::names::{Interface, Names, PodName};
 use crate::ports::{Candidate, OpenPort, PathPolicy, Ports, path_name};
+use crate::privileges;
+use crate::reload::Outcome;
 use crate::report;
+use crate::service::Service;
 use crate::trace::{self, Question};
 
 /// How often the loop looks at what has no descriptor.
@@ -85,26 +90,47 @@ pub enum RunError {
     DeadWorker(usize),
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT; reads the configuration again on SIGHUP.
 ///
 /// # Errors
 /// [`RunError`]; whatever was changed on the node is undone before it returns.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let signals = catch_signals()?;
+    let signals = Signals::catch()?;
+    privileges::no_new();
     raise_session();
     let mut daemon = Daemon::start(config)?;
     let result = daemon.serve(signals);
+    daemon.service.stopping();
     daemon.shut_down();
     result
 }
 
-fn catch_signals() -> Result<UnixStream, std::io::Error> {
-    let (reader, writer) = UnixStream::pair()?;
-    reader.set_nonblocking(true)?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
+/// What somebody outside wants, by signal.
+struct Signals {
+    /// SIGTERM and SIGINT.
+    end: UnixStream,
+    /// SIGHUP.
+    reload: UnixStream,
+}
+
+impl Signals {
+    fn catch() -> Result<Signals, std::io::Error> {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let pipe = |signals: &[i32]| {
+            let (reader, writer) = UnixStream::pair()?;
+            reader.set_nonblocking(true)?;
+            for signal in signals {
+                signal_hook::low_level::pipe::register(*signal, writer.try_clone()?)?;
+            }
+            Ok::<_, std::io::Error>(reader)
+        };
+        Ok(Signals { end: pipe(&[SIGTERM, SIGINT])?, reload: pipe(&[SIGHUP])? })
     }
-    Ok(reader)
+
+    /// Whether one has come; several are as good as one.
+    fn has_come(mut pipe: &UnixStream) -> bool {
+        matches!(pipe.read(&mut [0; 64]), Ok(count) if count > 0)
+    }
 }
 
 /// Where the kernel schedules by session (`sched_autogroup_enabled`), the workers' priority counts only within ours, so it is
@@ -189,6 +215,11 @@ pub struct Daemon {
     captures: Captures,
     /// Ends with the daemon.
     metrics: Option<metrics::http::Server>,
+    /// Why there are none although they are wanted.
+    pub(crate) metrics_note: Option<String>,
+    service: Service,
+    /// What became of the last reading of the configuration.
+    pub(crate) reloaded: Outcome,
     last_upkeep: Instant,
 }
 
@@ -235,8 +266,7 @@ impl Daemon {
             queues: 1,
             tx_queues: 1,
         };
-        let port_paths = config.port_paths.iter().map(|(name, choice)| (name.as_str().to_owned(), *choice));
-        let policy = PathPolicy { all: config.path, ports: port_paths.collect(), said: false };
+        let policy = reload::policy(&config);
         let now = Instant::now();
         let mut daemon = Daemon {
             started: now,
@@ -266,6 +296,9 @@ impl Daemon {
             control: Some(control),
             captures: Captures::default(),
             metrics: None,
+            metrics_note: None,
+            service: Service::from_environment(),
+            reloaded: Outcome::default(),
             last_upkeep: now,
             config,
         };
@@ -277,7 +310,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn serve(&mut self, mut signals: UnixStream) -> Result<(), RunError> {
+    fn serve(&mut self, signals: Signals) -> Result<(), RunError> {
         if let Some(engine) = &self.engine {
             engine.wait_for_workers()?;
         }
@@ -286,6 +319,7 @@ impl Daemon {
         // A kill from here on is one of a running daemon.
         self.save_counters(false);
         self.start_metrics();
+        self.service.ready();
         tracing::info!("podlane is ready: {ports} ports, workers: {}, tables {generation}", self.config.workers());
         loop {
             // An older snapshot that could not be replaced must not be trusted; workers judge by the newer one.
@@ -293,10 +327,12 @@ impl Daemon {
                 self.steering.vouch(clock::coarse_ns());
             }
             self.wait(&signals)?;
-            let mut byte = [0; 16];
-            if matches!(signals.read(&mut byte), Ok(count) if count > 0) {
+            if Signals::has_come(&signals.end) {
                 tracing::info!("stopping on a signal");
                 return Ok(());
+            }
+            if Signals::has_come(&signals.reload) {
+                self.reload(false);
             }
             let read = Instant::now();
             let changes = self.mirror.read()?;
@@ -315,14 +351,24 @@ impl Daemon {
                 self.upkeep()?;
             }
             self.answer();
+            self.sign_of_life();
             self.captures.end(&mut self.steering, &self.publisher);
         }
     }
 
-    fn wait(&self, signals: &UnixStream) -> Result<(), RunError> {
+    /// Only here, at the end of a turn: a loop that hangs anywhere gives none.
+    fn sign_of_life(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        let ports = self.ports.open().count().saturating_sub(1);
+        let workers = engine.workers();
+        self.service.turn(engine.heartbeat_ages(), || format!("ports: {ports}, workers: {workers}"));
+    }
+
+    fn wait(&self, signals: &Signals) -> Result<(), RunError> {
         let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
         let mut fds =
-            vec![PollFd::new(self.mirror.fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            vec![PollFd::new(self.mirror.fd(), PollFlags::POLLIN), PollFd::new(signals.end.as_fd(), PollFlags::POLLIN)];
+        fds.push(PollFd::new(signals.reload.as_fd(), PollFlags::POLLIN));
         if let Some(control) = &self.control {
             fds.extend(control.poll_fds());
         }
@@ -578,6 +624,7 @@ impl Daemon {
         if !changes.is_empty() {
             self.follow(changes)?;
         }
+        self.start_metrics();
         self.tell_names();
         self.catch_up();
         self.keep_entries_alive();
@@ -637,6 +684,10 @@ impl Daemon {
         control.serve(|request| match request {
             Request::Path { path, ports } => self.change_paths(&path, &ports),
             Request::Trace(question) => self.trace(&question),
+            Request::Reload { only_check } => match serde_json::to_value(self.reload(only_check)) {
+                Ok(outcome) => Response::Value(outcome),
+                Err(error) => Response::Error(error.to_string()),
+            },
             other => {
                 let answer = report::answer(self, &other);
                 if let Response::Status(status) = &answer {
@@ -720,14 +771,17 @@ impl Daemon {
         self.publisher.current()
     }
 
-    /// A node forwards as well without its metrics being told.
+    /// A node forwards as well without its metrics being told; it is tried again every second.
     fn start_metrics(&mut self) {
-        let Some(address) = self.config.metrics_address else { return };
+        let Some(address) = self.config.metrics_address.filter(|_| self.metrics.is_none()) else { return };
         match metrics::http::Server::start(address, self.config.instance.as_str()) {
-            Ok(server) => self.metrics = Some(server),
+            Ok(server) => (self.metrics, self.metrics_note) = (Some(server), None),
             Err(error) => {
-                tracing::warn!("{error}");
-                self.config.notes.push(error.to_string());
+                let sentence = error.to_string();
+                if self.metrics_note.as_ref() != Some(&sentence) {
+                    tracing::warn!("{sentence}");
+                }
+                self.metrics_note = Some(sentence);
             }
         }
     }

@@ -36,6 +36,11 @@ pub enum Request {
     Log,
     /// The configuration in force.
     Config,
+    /// Read the configuration again: `{"request":"reload"}`, and with `"only_check":true` only say what would change.
+    Reload {
+        /// Change nothing.
+        only_check: bool,
+    },
     /// Tell packets as they come: `{"request":"capture"}` and the members of [`capture::Question`]. The answer is a line, and
     /// then [`capture::wire`], until the client closes its side.
     Capture(capture::Question),
@@ -69,7 +74,7 @@ pub enum BadRequest {
 impl Request {
     /// All names, for messages.
     const NAMES: &'static str =
-        "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \"config\" and \"capture\"";
+        "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \"config\", \"reload\" and \"capture\"";
 
     /// The name on the wire.
     pub const fn name(&self) -> &'static str {
@@ -81,6 +86,7 @@ impl Request {
             Request::Tables { .. } => "tables",
             Request::Log => "log",
             Request::Config => "config",
+            Request::Reload { .. } => "reload",
             Request::Capture(_) => "capture",
         }
     }
@@ -96,6 +102,10 @@ impl Request {
             Some("tables") => Self::parse_tables(&value),
             Some("log") => Ok(Request::Log),
             Some("config") => Ok(Request::Config),
+            Some("reload") => match value.get("only_check").unwrap_or(&Value::Bool(false)) {
+                Value::Bool(only_check) => Ok(Request::Reload { only_check: *only_check }),
+                _ => Err(BadRequest::Malformed),
+            },
             Some("capture") => serde_json::from_value(value).map(Request::Capture).map_err(|_| BadRequest::Malformed),
             Some(other) => Err(BadRequest::Unknown(other.to_owned())),
             None => Err(BadRequest::Malformed),
@@ -131,6 +141,7 @@ impl Request {
             Request::Tables { table, offset } => {
                 json!({ "request": self.name(), "table": table.word(), "offset": offset })
             }
+            Request::Reload { only_check } => json!({ "request": self.name(), "only_check": only_check }),
             _ => json!({ "request": self.name() }),
         };
         format!("{line}\n")
@@ -153,7 +164,7 @@ pub enum Response {
     Trace(Box<Trace>),
     /// To [`Request::Trace`]: `{"resolving":true}`. The kernel was told to find out who has an address; ask again in a moment.
     Resolving,
-    /// To [`Request::Tables`], [`Request::Config`], and [`Request::Log`] (`{"lines":[…],"forgotten":0}`).
+    /// To [`Request::Tables`], [`Request::Config`], [`Request::Reload`] ([`crate::reload::Outcome`]), and [`Request::Log`] (`{"lines":[…],"forgotten":0}`).
     Value(Value),
     /// A sentence: `{"error":"…"}`.
     Error(String),

@@ -290,6 +290,12 @@ impl Large {
         })
     }
 
+    /// Something else is asked for; [`Large::follow`] brings it into force. What was refused may be possible now.
+    pub fn wish_for(&mut self, wish: Wish) {
+        (self.wish, self.refused, self.failure, self.notes) = (wish, false, None, [None, None]);
+        self.unreached.clear();
+    }
+
     /// Sentences about what is asked for and not in force.
     pub fn notes(&self) -> impl Iterator<Item = &str> {
         self.notes.iter().flatten().chain(self.unreached.values()).map(String::as_str)
