@@ -702,6 +702,14 @@ fn print(text: &str, out: &mut impl Write, err: &mut impl Write) -> u8 {
     }
 }
 
+/// The long options of `podlane run`, with their dashes.
+#[cfg(test)]
+pub(crate) fn options_of_run() -> Vec<String> {
+    let command = CommandLine::command();
+    let run = command.find_subcommand("run").expect("there is such a command");
+    run.get_arguments().filter_map(|argument| Some(format!("--{}", argument.get_long()?))).collect()
+}
+
 fn complain(err: &mut impl Write, code: u8, sentence: impl Display) -> u8 {
     let _ = writeln!(err, "podlane: {}", printable::lines(&sentence.to_string()));
     code

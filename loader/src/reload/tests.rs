@@ -118,3 +118,30 @@ fn the_file_is_read_again_under_the_same_command_line() {
     let sentence = second.again(&host).unwrap_err().to_string();
     assert!(sentence.contains("no file that can be read again"), "it would wait for a writer: {sentence}");
 }
+
+/// The rows of the table in docs/configuration.md, cell by cell, without the backquotes of names.
+fn documented() -> Vec<Vec<String>> {
+    let text = include_str!("../../../docs/configuration.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let cells = |row: &str| row.trim_matches('|').split(" | ").map(|cell| cell.trim().replace('`', "")).collect();
+    rows.map(cells).collect()
+}
+
+#[test]
+fn the_documentation_lists_what_there_is() {
+    let rows = documented();
+    assert_eq!(rows.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), KEYS);
+    let defaults = config("").effective();
+    let options = crate::cli::options_of_run();
+    for (row, (key, when)) in rows.iter().zip(SETTINGS) {
+        let [_, option, _, default, force] = row.as_slice() else { panic!("{row:?}") };
+        assert!(options.contains(option), "{option} is no option");
+        // The option has the key's name, in the singular where it may be repeated.
+        let name = option.trim_start_matches("--").replace('-', "_");
+        assert!(key == name || key == format!("{name}s"), "{option} is not the option of {key}");
+        assert_eq!(force, if when == When::Now { "reload" } else { "restart" }, "{key}");
+        let plain = plain(&defaults[key]);
+        let said = default.split(':').next().unwrap() == plain || default == &plain;
+        assert!(said || ["bridge", "uplinks", "workers", "cpus"].contains(&key), "{key}: {default:?} is not {plain:?}");
+    }
+}
