@@ -203,7 +203,16 @@ impl Bed {
     /// # Errors
     /// If it does not become ready.
     pub fn start_daemon(&mut self, node: usize) -> Result<()> {
-        let mut daemon = Daemon::start(&mut self.podlane_run(node)?, &self.instance(node))?;
+        let mut run = self.podlane_run(node)?;
+        self.start_daemon_as(node, &mut run)
+    }
+
+    /// Like [`Bed::start_daemon`], by a command of the case's own.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn start_daemon_as(&mut self, node: usize, run: &mut Command) -> Result<()> {
+        let mut daemon = Daemon::start(run, &self.instance(node))?;
         daemon.wait_until_ready()?;
         self.daemons.insert(node, daemon);
         Ok(())
