@@ -176,6 +176,7 @@ do_install() {
         unit=$(unit_directory)
         sed "s|/usr/local/bin/podlane|$PREFIX/bin/podlane|" "$ROOT/packaging/podlane.service" >"$work/podlane.service"
         put 644 "$work/podlane.service" "$unit/podlane.service"
+        put 644 "$ROOT/packaging/podlane-large-frames.conf" "$PREFIX/share/doc/podlane/podlane-large-frames.conf"
     fi
     finish_list
     reload_systemd
