@@ -203,7 +203,8 @@ traffic() {
 }
 traffic_takes() { # KIND
     local before after
-    traffic || return 1
+    # Right after a start the first packets resolve neighbours.
+    until_ 10 traffic || return 1
     before=$(status "sum(port['$1'] for port in status['ports'])")
     traffic || return 1
     after=$(status "sum(port['$1'] for port in status['ports'])")

@@ -138,10 +138,14 @@ fn bounded(bed: &Bed, capabilities: &[String]) -> Result<Command> {
     for word in run.get_args() {
         if word == program.as_os_str() {
             bounded.args(["setpriv", "--no-new-privs"]);
-            bounded.arg(format!("--bounding-set=-all{}", set.concat())).args(["--inh-caps=-all", "--ambient-caps=-all"]);
+            bounded
+                .arg(format!("--bounding-set=-all{}", set.concat()))
+                .args(["--inh-caps=-all", "--ambient-caps=-all"]);
         }
         bounded.arg(word);
     }
+    // As much locked memory as every process may have; more takes a limit that the unit raises.
+    bounded.args(["--frames", "2048"]);
     Ok(bounded)
 }
 
