@@ -29,5 +29,7 @@
 #define HEARTBEAT_STALE_MS 90
 /* Tables whose writer has shown no life for this long are not trusted any more, milliseconds. */
 #define TABLES_STALE_MS 1000
+/* Of tables whose writer has shown no life for this long it is checked that the way out is still there, milliseconds. */
+#define TABLES_ORPHANED_MS 150
 
 #endif

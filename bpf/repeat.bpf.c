@@ -184,20 +184,47 @@ static __always_inline long rewrite(struct __sk_buff *skb, struct head *head, co
 	return bpf_skb_store_bytes(skb, 0, head->destination, 12, 0);
 }
 
-/*
- * Whether the daemon has stopped following the kernel. Without it, what the tables say may long be wrong. The clock is asked
- * once in a tick of the timer: within one, the answer is the same.
- */
-static __always_inline int tables_are_stale(const struct snapshot *snapshot, struct counters *count)
-{
-	__u64 tick = bpf_jiffies64() << 1;
-	__u64 ns;
+/* How well the tables are kept. */
+enum trust {
+	TRUST_KEPT = 0,
+	/* Their writer has been silent for a moment: it is being replaced, is gone or hangs. */
+	TRUST_ORPHANED = 1,
+	/* It has been silent for long, and what the tables say may be wrong. */
+	TRUST_STALE = 2,
+};
 
-	if ((count->clock & ~1ULL) != tick) {
-		ns = *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
-		count->clock = tick | ((__s64)(bpf_ktime_get_coarse_ns() - ns) > (__s64)(TABLES_STALE_MS * NS_PER_MS));
+/* Bits of counters.clock that hold the answer. */
+#define TRUST_BITS 2
+#define TRUST_MASK ((1ULL << TRUST_BITS) - 1)
+
+/* The clock is asked once in a tick of the timer: within one, the answer is the same. */
+static __always_inline int trust_in_tables(const struct snapshot *snapshot, struct counters *count)
+{
+	__u64 tick = bpf_jiffies64() << TRUST_BITS;
+	__s64 age_ns;
+
+	if ((count->clock & ~TRUST_MASK) != tick) {
+		age_ns = bpf_ktime_get_coarse_ns() - *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
+		if (age_ns > (__s64)(TABLES_STALE_MS * NS_PER_MS))
+			tick |= TRUST_STALE;
+		else if (age_ns > (__s64)(TABLES_ORPHANED_MS * NS_PER_MS))
+			tick |= TRUST_ORPHANED;
+		count->clock = tick;
 	}
-	return count->clock & 1;
+	return count->clock & TRUST_MASK;
+}
+
+/*
+ * Whether a packet may go out of this interface. Of orphaned tables the kernel itself is asked whether the interface is
+ * still the one that they mean: a pod's may be gone, and its index another's.
+ */
+static __always_inline int may_leave(const struct snapshot *snapshot, struct counters *count, __u32 ifindex)
+{
+	int trust = trust_in_tables(snapshot, count);
+
+	if (trust == TRUST_ORPHANED)
+		return bpf_map_lookup_elem(&devices, &ifindex) != NULL;
+	return trust == TRUST_KEPT;
 }
 
 /* PACKET_HOST of linux/if_packet.h. */
@@ -303,10 +330,10 @@ static __always_inline int repeat(struct __sk_buff *skb, int captures)
 		return next(&frame, PASS_TABLES_CHANGED);
 	if (reason != ADMIT)
 		return next(&frame, reason);
-	if (tables_are_stale(&snapshot, count))
-		return next(&frame, PASS_TABLES_STALE);
 	if (!to.ifindex)
 		return next(&frame, PASS_PORT_STATE);
+	if (!may_leave(&snapshot, count, to.ifindex))
+		return next(&frame, PASS_TABLES_STALE);
 	if (packet.sender_activity != NOBODY)
 		touch(&snapshot, packet.sender_activity);
 	/* What is rewritten below must be writable before the record says that it is forwarded. */

@@ -179,8 +179,8 @@ struct counters {
 	/* By enum pass_reason. */
 	__u64 passed[PASS_SLOTS];
 	/*
-	 * No counter: when the tc program last looked at the clock for this port on this CPU, in half jiffies; odd if the tables
-	 * were stale then.
+	 * No counter: when the tc program last looked at the clock for this port on this CPU, in quarters of jiffies; the two
+	 * low bits are its enum trust.
 	 */
 	__u64 clock;
 };
@@ -359,6 +359,17 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counters);
 } counters SEC(".maps");
+
+/*
+ * The ports' interfaces, by their index. The kernel takes an entry away when the interface is unregistered, so what is here
+ * is still the interface that the loader meant, and none that came later under the same index.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, COPIES *MAX_PORTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps");
 
 /* A snapshot: its generation, and where its entries are. */
 struct snapshot {

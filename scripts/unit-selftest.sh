@@ -223,8 +223,16 @@ start() {
 
 # ── the checks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+# The watchdog with a shorter time, so that its checks do not take minutes.
+shorten_watchdog() {
+    node mkdir -p /etc/systemd/system/podlane.service.d
+    node sh -c "printf '[Service]\nWatchdogSec=10\n' >/etc/systemd/system/podlane.service.d/watchdog.conf"
+    node systemctl daemon-reload
+}
+
 installs_and_starts() {
     node /.test/repo/scripts/install.sh --binary /.test/podlane || return 1
+    shorten_watchdog
     config 'path = "af_xdp"'
     node systemctl start podlane && is "$(node systemctl is-active podlane)" active
 }
@@ -397,7 +405,9 @@ is_removed() {
     node systemctl reset-failed podlane
     node systemctl start podlane && node systemctl stop podlane || return 1
     node /.test/repo/scripts/install.sh --uninstall || return 1
-    fails node test -e /usr/local/bin/podlane && traffic
+    fails node test -e /usr/local/bin/podlane && fails node test -e /sys/fs/bpf/podlane/default || return 1
+    fails node ip link show podlane0 || return 1
+    fails has "$(node ip -d link)" 'prog/xdp' && traffic
 }
 
 start

@@ -45,6 +45,9 @@ pub const NEAR_STATIONS: usize = 16_384;
 /// Tables in the BPF maps whose writer has shown no life for this long are not trusted any more, and the kernel path's
 /// frames go the kernel's own way.
 pub const TABLES_STALE_MS: u64 = 1000;
+/// Of tables whose writer has shown no life for this long the kernel path checks for every packet that its way out is still
+/// the interface that they mean.
+pub const TABLES_ORPHANED_MS: u64 = 150;
 /// Packets that a worker takes from one socket before it looks at the next.
 pub const BATCH: usize = 64;
 /// Frames that one queue may hold for transmission: in its TX ring, in flight and completed.

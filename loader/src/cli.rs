@@ -18,11 +18,13 @@ use crate::capture::live::{self, LiveQuestion};
 use crate::check;
 use crate::config::{Config, ConfigError, Given, Host, InstanceName, Origin, PathChoice, Settings};
 use crate::control;
+use crate::detach;
 use crate::explain;
 use crate::generate;
 use crate::log::{self, Format};
 use crate::printable;
 use crate::status;
+use crate::takeover::Start;
 use crate::top::{self, TopError};
 use crate::trace::{self, Protocol, Question};
 use crate::watch;
@@ -50,9 +52,9 @@ enum Command {
     /// Forward, in the foreground, until SIGTERM or SIGINT; log to stderr
     ///
     /// Looks first whether the node has what is needed, and ends with a sentence if not, before anything is touched. Says
-    /// "podlane is ready" when every port is attached. When it ends, the kernel forwards again. On SIGHUP it reads its
-    /// configuration again (see `podlane reload`).
-    Run(NodeOptions),
+    /// "podlane is ready" when every port is attached. On SIGHUP it reads its configuration again (see `podlane reload`). When it
+    /// ends, its programs stay and pass everything to the kernel, until it is started again or `podlane detach` takes them off.
+    Run(RunOptions),
     /// Show ports, workers, tables and every frame's whereabouts of a running daemon
     Status(StatusOptions),
     /// Watch ports, workers and drops of a running daemon in packets and bits a second
@@ -88,6 +90,11 @@ enum Command {
     ///
     /// Ends with 1 if something is lacking without which `podlane run` would not work.
     Check(CheckOptions),
+    /// Take back everything that a daemon has left on this node: programs, pins, host port, offloads, MTUs and routes
+    ///
+    /// Refuses while the daemon runs, unless --stop says to have it stop first. Can be repeated. Run it as root, in the node's
+    /// network namespace.
+    Detach(DetachOptions),
     /// Collect what somebody far away needs to find a fault into one archive; changes nothing
     ///
     /// Versions, configuration, tables, counters, metrics, programs and maps, interfaces and routes, limits and switches, and
@@ -97,6 +104,31 @@ enum Command {
     /// Make manual pages or shell completions
     #[command(hide = true)]
     Generate(GenerateOptions),
+}
+
+#[derive(Debug, Args)]
+struct RunOptions {
+    #[command(flatten)]
+    node: NodeOptions,
+    /// Take over from the daemon of this name that runs: prepare everything, have it let go, go on with its counters
+    #[arg(long)]
+    take_over: bool,
+}
+
+#[derive(Debug, Args)]
+struct DetachOptions {
+    /// Name of the daemon whose traces are removed
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Have the daemon stop first if it runs
+    #[arg(long)]
+    stop: bool,
+    /// Directory on bpffs in which its programs are pinned, if that is not where bpffs is mounted
+    #[arg(long, value_name = "DIR", default_value = "auto")]
+    bpffs: String,
+    /// Print JSON for programs instead of lines
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -338,6 +370,10 @@ struct NodeOptions {
     /// Where the container runtime keeps its CNI results, which tell pods' names, or off [default: /var/lib/cni/results]
     #[arg(long, value_name = "DIR")]
     cni_cache: Option<String>,
+    /// Directory on bpffs in which programs, links and maps outlive the daemon, auto (where bpffs is mounted), or off [default:
+    /// auto]
+    #[arg(long, value_name = "DIR")]
+    bpffs: Option<String>,
     /// Member of the bridge that is left to the kernel; may be repeated
     #[arg(long, value_name = "IFACE", value_delimiter = ',')]
     skip: Vec<String>,
@@ -376,6 +412,7 @@ impl NodeOptions {
             local_mtu: one(self.local_mtu, "--local-mtu"),
             metrics_address: one(self.metrics_address, "--metrics-address"),
             cni_cache: one(self.cni_cache, "--cni-cache"),
+            bpffs: one(self.bpffs, "--bpffs"),
             skip: list(self.skip, "--skip"),
             log: one(self.log, "--log").or_else(|| one(log_variable(), log::LEVEL_VARIABLE)),
             log_format: one(self.log_format, "--log-format"),
@@ -390,7 +427,7 @@ impl NodeOptions {
 }
 
 /// The program: reads the command line, carries it out with `run` as the daemon, and tells how it ended.
-pub fn main<E: Display>(run: impl FnOnce(Config) -> Result<(), E>) -> ExitCode {
+pub fn main<E: Display>(run: impl FnOnce(Config, Start) -> Result<(), E>) -> ExitCode {
     let (mut out, mut err) = (io::stdout(), io::stderr());
     ExitCode::from(execute(std::env::args_os(), &mut out, &mut err, run))
 }
@@ -400,7 +437,7 @@ pub fn execute<E: Display>(
     arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     out: &mut impl Write,
     err: &mut impl Write,
-    run: impl FnOnce(Config) -> Result<(), E>,
+    run: impl FnOnce(Config, Start) -> Result<(), E>,
 ) -> u8 {
     let command = match CommandLine::try_parse_from(arguments) {
         Ok(line) => line.command,
@@ -416,6 +453,7 @@ pub fn execute<E: Display>(
         Command::Capture(options) => run_capture(&options, out, err),
         Command::Explain(options) => show_explanation(options, out, err),
         Command::Check(options) => show_check(options, out, err),
+        Command::Detach(options) => run_detach(options, out, err),
         Command::Bugreport(options) => write_bugreport(options, out, err),
         Command::Generate(options) => generate_files(&options.what, out, err),
     }
@@ -434,8 +472,13 @@ fn print_answer(answer: &clap::Error, out: &mut impl Write, err: &mut impl Write
     print(&text, out, err)
 }
 
-fn run_daemon<E: Display>(options: NodeOptions, err: &mut impl Write, run: impl FnOnce(Config) -> Result<(), E>) -> u8 {
-    let config = match options.load() {
+fn run_daemon<E: Display>(
+    options: RunOptions,
+    err: &mut impl Write,
+    run: impl FnOnce(Config, Start) -> Result<(), E>,
+) -> u8 {
+    let start = if options.take_over { Start::TakeOver } else { Start::Alone };
+    let config = match options.node.load() {
         Ok(Ok(config)) => config,
         Ok(Err(error)) => return complain(err, MISUSED, error),
         Err(error) => {
@@ -443,13 +486,13 @@ fn run_daemon<E: Display>(options: NodeOptions, err: &mut impl Write, run: impl 
         }
     };
     log::start(&config.log, config.log_format, io::stderr().is_terminal() && wants_colours());
-    if let Err(error) = check::preflight(&config) {
+    if let Err(error) = check::preflight(&config, start) {
         return give_up(err, error);
     }
     for note in &config.notes {
         tracing::info!("{note}");
     }
-    match run(config) {
+    match run(config, start) {
         Ok(()) => DONE,
         Err(error) => give_up(err, format_args!("{error:#}")),
     }
@@ -649,6 +692,22 @@ fn show_check(options: CheckOptions, out: &mut impl Write, err: &mut impl Write)
     }
 }
 
+fn run_detach(options: DetachOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let instance = match instance_of(&options.instance, err) {
+        Ok(instance) => instance.to_string(),
+        Err(code) => return code,
+    };
+    let root = match options.bpffs.parse() {
+        Ok(root) => root,
+        Err(error) => return complain(err, MISUSED, format_args!("--bpffs: {error}")),
+    };
+    match detach::detach(&detach::Wish { instance, root, stop: options.stop }) {
+        Ok(report) if options.json => print(&pretty(&report), out, err),
+        Ok(report) => print(&report.render(), out, err),
+        Err(error) => complain(err, FAILED, error),
+    }
+}
+
 fn write_bugreport(options: BugreportOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
     let instance = match instance_of(&options.instance, err) {
         Ok(instance) => instance.to_string(),
@@ -666,7 +725,7 @@ fn write_bugreport(options: BugreportOptions, out: &mut impl Write, err: &mut im
 fn load_like(words: &[String], file: Option<&Path>) -> Result<Result<Config, ConfigError>, String> {
     let line = std::iter::once("podlane").chain(words.iter().map(String::as_str));
     let mut options = match CommandLine::try_parse_from(line) {
-        Ok(CommandLine { command: Command::Run(options) }) => options,
+        Ok(CommandLine { command: Command::Run(options) }) => options.node,
         _ => NodeOptions::default(),
     };
     options.config = file.map(Path::to_owned).or(options.config);
@@ -725,7 +784,7 @@ mod tests {
     fn podlane(line: &str) -> (u8, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let arguments = ["podlane"].into_iter().chain(line.split_whitespace());
-        let run = |_: Config| -> Result<(), Infallible> { panic!("the daemon was started") };
+        let run = |_: Config, _: Start| -> Result<(), Infallible> { panic!("the daemon was started") };
         let code = execute(arguments, &mut out, &mut err, run);
         (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
     }
@@ -756,6 +815,7 @@ mod tests {
             "explain --help",
             "capture --help",
             "check --help",
+            "detach --help",
             "bugreport --help",
             "run -h",
         ] {
@@ -769,9 +829,11 @@ mod tests {
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
                     --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f \
-                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m --cni-cache n --log-format json";
+                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m --cni-cache n --log-format json --bpffs o";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
+        assert!(!options.take_over);
+        let options = options.node;
         assert_eq!(options.config, Some("f".into()));
         fn one<T>(value: T, option: &'static str) -> Given<T> {
             Given { value, origin: Origin::Option(option) }
@@ -794,6 +856,7 @@ mod tests {
             local_mtu: Some(one(5, "--local-mtu")),
             metrics_address: Some(text("m", "--metrics-address")),
             cni_cache: Some(text("n", "--cni-cache")),
+            bpffs: Some(text("o", "--bpffs")),
             skip: Some(vec![text("s", "--skip")]),
             log: Some(text("debug", "--log")),
             log_format: Some(text("json", "--log-format")),
@@ -868,7 +931,7 @@ mod tests {
                 Ok(())
             }
         }
-        let run = |_: Config| Ok::<(), Infallible>(());
+        let run = |_: Config, _: Start| Ok::<(), Infallible>(());
         let code = |kind| execute(["podlane", "--help"], &mut Broken(kind), &mut Vec::new(), run);
         assert_eq!(code(io::ErrorKind::BrokenPipe), DONE);
         assert_eq!(code(io::ErrorKind::StorageFull), FAILED);

@@ -18,6 +18,7 @@ use podlane_dataplane::afxdp::{Heartbeats, PRIORITY_STEPS, clock};
 use podlane_dataplane::limits;
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
 
+use crate::bpf::pins::Pins;
 use crate::bpf::{BpfError, Steering, XdpMode};
 use crate::capture::{self, Captures};
 use crate::carry::{self, Carried, Identity};
@@ -29,7 +30,7 @@ use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read
 use crate::large::{self, Large};
 use crate::log;
 use crate::metrics;
-use crate::mirror::world::World;
+use crate::mirror::world::{LinkKind, World};
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::names::{Interface, Names, PodName};
 use crate::ports::{Candidate, OpenPort, PathPolicy, Ports, path_name};
@@ -37,6 +38,8 @@ use crate::privileges;
 use crate::reload::Outcome;
 use crate::report;
 use crate::service::Service;
+use crate::survival::{self, Survival};
+use crate::takeover::{self, Start, TakeOverError};
 use crate::trace::{self, Question};
 
 /// How often the loop looks at what has no descriptor.
@@ -59,6 +62,9 @@ pub enum RunError {
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The daemon that runs does not let go.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     /// Reading the kernel's state.
     #[error("reading the kernel's network state: {0}")]
     Mirror(#[from] NetlinkError),
@@ -93,15 +99,16 @@ pub enum RunError {
 /// Runs until SIGTERM or SIGINT; reads the configuration again on SIGHUP.
 ///
 /// # Errors
-/// [`RunError`]; whatever was changed on the node is undone before it returns.
-pub fn run(config: Config) -> Result<(), RunError> {
+/// [`RunError`]. What is pinned is left for the next daemon, on an error as well; without pins everything that was changed on
+/// the node is undone before this returns.
+pub fn run(config: Config, start: Start) -> Result<(), RunError> {
     let signals = Signals::catch()?;
     privileges::no_new();
     raise_session();
-    let mut daemon = Daemon::start(config)?;
+    let mut daemon = Daemon::start(config, start)?;
     let result = daemon.serve(signals);
     daemon.service.stopping();
-    daemon.shut_down();
+    daemon.end();
     result
 }
 
@@ -154,6 +161,30 @@ fn identity(world: &World, name: &str, ifindex: u32) -> Option<Identity> {
 /// The host port's names.
 fn host_port_names() -> HostPortNames<'static> {
     HostPortNames::default()
+}
+
+/// Pins that no daemon before this one has made. Dropped, they are removed.
+struct FirstPins(Option<Pins>);
+
+impl FirstPins {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for FirstPins {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.as_ref().map(Pins::remove) {
+            tracing::warn!(%error, "removing what is pinned");
+        }
+    }
+}
+
+/// Removes what would have outlived a daemon.
+fn forget_pins(steering: &Steering) {
+    if let Some(Err(error)) = steering.pins().map(Pins::remove) {
+        tracing::warn!(%error, "removing what is pinned");
+    }
 }
 
 /// What names a pod's port; `None` for ports that are no pod's.
@@ -211,7 +242,11 @@ pub struct Daemon {
     pub(crate) followed: Followed,
     /// What earlier daemons counted.
     pub(crate) carried: Carried,
+    /// What it found of them besides.
+    pub(crate) survival: Survival,
     control: Option<Control>,
+    /// Another process has asked for it.
+    letting_go: bool,
     captures: Captures,
     /// Ends with the daemon.
     metrics: Option<metrics::http::Server>,
@@ -224,19 +259,29 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn start(config: Config) -> Result<Self, RunError> {
-        let control = Control::open(config.instance.as_str())?;
-        let carried = Carried::open(config.instance.as_str());
+    /// Whatever can be prepared while another daemon runs is done before that one is asked to let go.
+    fn start(config: Config, start: Start) -> Result<Self, RunError> {
+        let instance = config.instance.as_str();
+        let alone = (start == Start::Alone).then(|| Control::open(instance)).transpose()?;
         let mut mirror = Mirror::open()?;
         mirror.dump()?;
         let mut kernel = Kernel::open()?;
-        let large = Large::open(config.large, config.instance.as_str())?;
+        let (mut steering, mut survival) = survival::load(&config.bpffs, instance)?;
+        // A daemon that never worked leaves nothing.
+        let first_pins = FirstPins(steering.pins().filter(|_| survival.is_first).cloned());
+        let control = match alone {
+            Some(control) => control,
+            None => takeover::relieve(instance)?.0,
+        };
+        let carried = Carried::open(instance);
+        let large = Large::open(config.large, instance)?;
         let bridge = mirror.world().link_named(config.bridge.as_str());
-        let bridge = bridge.ok_or_else(|| RunError::Interface(format!("there is no interface {}", config.bridge)))?;
-        let bridge = bridge.ifindex;
-        let steering = Steering::load()?;
-        let mtu = host_port_mtu(mirror.world(), bridge, &[]).unwrap_or(1500);
-        let host_port = kernel.create_host_port(bridge, host_port_names(), config.instance.as_str(), mtu)?;
+        let bridge = bridge.filter(|link| link.kind == LinkKind::Bridge).map(|link| link.ifindex);
+        let adopted = steering.adopt()?;
+        let remembered = adopted.ports.clone();
+        survival.adopted(adopted);
+        let mtu = bridge.and_then(|bridge| host_port_mtu(mirror.world(), bridge, &[])).unwrap_or(1500);
+        let host_port = kernel.open_host_port(bridge, host_port_names(), config.instance.as_str(), mtu)?;
         let (publisher, _) = table::channel();
         let options = EngineOptions {
             frames: config.frames,
@@ -250,8 +295,10 @@ impl Daemon {
         let engine = match engine {
             Ok(engine) => engine,
             Err(error) => {
-                // Nothing may stay behind; the first error is the one to report.
-                let _ = kernel.delete_host_port(host_port_names(), config.instance.as_str());
+                // The first error is the one to report.
+                if survival.is_first {
+                    let _ = kernel.delete_host_port(host_port_names(), config.instance.as_str());
+                }
                 return Err(error.into());
             }
         };
@@ -277,7 +324,7 @@ impl Daemon {
             engine: Some(engine),
             publisher,
             compiler: Compiler::new(),
-            ports: Ports::new(mode, host),
+            ports: Ports::new(mode, host, remembered),
             policy,
             in_force: false,
             copy_is_behind: false,
@@ -292,8 +339,10 @@ impl Daemon {
             learned: 0,
             followed: Followed::default(),
             carried,
+            survival,
             names: Names::start(config.cni_cache.clone()),
             control: Some(control),
+            letting_go: false,
             captures: Captures::default(),
             metrics: None,
             metrics_note: None,
@@ -304,9 +353,15 @@ impl Daemon {
         };
         let first = daemon.mirror.read().map_err(RunError::from).and_then(|_| daemon.follow(Changes::ALL));
         if let Err(error) = first {
-            daemon.shut_down();
+            if daemon.survival.is_first {
+                daemon.shut_down()
+            } else {
+                daemon.end()
+            }
             return Err(error);
         }
+        first_pins.keep();
+        daemon.steering.settle();
         Ok(daemon)
     }
 
@@ -324,7 +379,7 @@ impl Daemon {
         loop {
             // An older snapshot that could not be replaced must not be trusted; workers judge by the newer one.
             if self.in_force {
-                self.steering.vouch(clock::coarse_ns());
+                self.vouch();
             }
             self.wait(&signals)?;
             if Signals::has_come(&signals.end) {
@@ -352,6 +407,10 @@ impl Daemon {
             }
             self.answer();
             self.sign_of_life();
+            if self.letting_go {
+                tracing::info!("letting go: another process takes over, or detaches");
+                return Ok(());
+            }
             self.captures.end(&mut self.steering, &self.publisher);
         }
     }
@@ -361,7 +420,17 @@ impl Daemon {
         let Some(engine) = &self.engine else { return };
         let ports = self.ports.open().count().saturating_sub(1);
         let workers = engine.workers();
-        self.service.turn(engine.heartbeat_ages(), || format!("ports: {ports}, workers: {workers}"));
+        let refused = self.reloaded.is_refused();
+        self.service.turn(engine.heartbeat_ages(), || {
+            let end = if refused { "; its configuration was refused, see `podlane status`" } else { "" };
+            format!("ports: {ports}, workers: {workers}{end}")
+        });
+    }
+
+    fn vouch(&mut self) {
+        let now_ns = clock::coarse_ns();
+        self.steering.vouch(now_ns);
+        self.survival.in_force(now_ns);
     }
 
     fn wait(&self, signals: &Signals) -> Result<(), RunError> {
@@ -524,6 +593,7 @@ impl Daemon {
         match synced {
             Ok(writes) => {
                 self.copy_is_behind = writes.updated + writes.removed > CATCH_UP;
+                self.vouch();
                 Ok(())
             }
             Err(BpfError::Full { .. }) => {
@@ -688,6 +758,10 @@ impl Daemon {
                 Ok(outcome) => Response::Value(outcome),
                 Err(error) => Response::Error(error.to_string()),
             },
+            Request::LetGo => {
+                self.letting_go = true;
+                Response::Value(serde_json::json!({ "pid": std::process::id() }))
+            }
             other => {
                 let answer = report::answer(self, &other);
                 if let Response::Status(status) = &answer {
@@ -786,6 +860,32 @@ impl Daemon {
         }
     }
 
+    /// The end of a daemon: what is pinned stays for the next one.
+    fn end(&mut self) {
+        if self.steering.is_pinned() { self.leave() } else { self.shut_down() }
+    }
+
+    /// Lets go of everything and takes nothing back: programs, tables, host port and the pods' sizes stay. With no socket
+    /// left the XDP program passes every frame; the tc program goes on until the tables are stale.
+    fn leave(&mut self) {
+        self.captures.switch_off(&mut self.steering, &self.publisher);
+        self.ports.leave_all(&mut self.steering);
+        self.drain();
+        self.save_counters(true);
+        if let Some(engine) = self.engine.take() {
+            engine.stop();
+        }
+        if self.in_force {
+            self.vouch();
+        }
+        (self.metrics, self.control) = (None, None);
+        log::finish();
+        tracing::info!(
+            "podlane has stopped; its programs stay and pass the node's traffic to the kernel until it is started again \
+             (`podlane detach` removes them)"
+        );
+    }
+
     /// With the programs off nothing is received any more: lets the workers send what they already have.
     fn drain(&self) {
         let Some(engine) = &self.engine else { return };
@@ -813,6 +913,7 @@ impl Daemon {
         if let Err(error) = self.kernel.delete_host_port(host_port_names(), self.config.instance.as_str()) {
             tracing::warn!(%error, "removing the host port");
         }
+        forget_pins(&self.steering);
         (self.metrics, self.control) = (None, None);
         log::finish();
         tracing::info!("podlane has stopped; the node's traffic passes to the kernel");

@@ -29,8 +29,8 @@ use crate::privileges;
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long an audit waits for a worker: somebody waits for the answer, and the daemon meanwhile does nothing else.
 const AUDIT_ANSWER: Duration = Duration::from_millis(200);
-/// How often a queue is tried that another socket still holds: closing is asynchronous in the kernel.
-const BIND_ATTEMPTS: u32 = 8;
+/// How often a queue is tried that another socket still holds; the pauses add up to half a second.
+const BIND_ATTEMPTS: u32 = 10;
 
 /// The engine cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -196,7 +196,7 @@ impl Engine {
         let mut numbers = Numbers::default();
         let number = numbers.take().ok_or(EngineError::SocketNumbers)?;
         let bind = BindOptions { checksum_metadata: options.checksum_metadata };
-        let anchor = Socket::bind_anchor(&umem, host_ifindex, 0, number, bind)?;
+        let anchor = retry_busy(|| Socket::bind_anchor(&umem, host_ifindex, 0, number, bind))?;
         let (handle, mode) = (anchor.handle(), anchor.mode());
         let mut engine = Engine {
             umem,
@@ -321,21 +321,11 @@ impl Engine {
 
     fn bind(&mut self, ifindex: u32, queue: u32) -> Result<Socket, EngineError> {
         let number = self.numbers.take().ok_or(EngineError::SocketNumbers)?;
-        let mut pause = Duration::from_millis(2);
-        for attempt in 1.. {
-            match Socket::bind_shared(&self.umem, &self.anchor, self.mode, ifindex, queue, number) {
-                Ok(socket) => return Ok(socket),
-                Err(error) if error.is_busy() && attempt < BIND_ATTEMPTS => {
-                    std::thread::sleep(pause);
-                    pause *= 2;
-                }
-                Err(error) => {
-                    self.numbers.give_back(number);
-                    return Err(error.into());
-                }
-            }
-        }
-        unreachable!("the last attempt returns")
+        let bound = retry_busy(|| Socket::bind_shared(&self.umem, &self.anchor, self.mode, ifindex, queue, number));
+        bound.map_err(|error| {
+            self.numbers.give_back(number);
+            error.into()
+        })
     }
 
     fn give(&mut self, port: PortId, queues: u32, tx_queues: u32, sockets: Vec<(u32, Socket)>) {
@@ -507,6 +497,19 @@ impl Engine {
     fn tell_all(&self, command: impl Fn(usize) -> Command<Socket>) {
         (0..self.workers.len()).for_each(|worker| self.tell(worker, command(worker)));
     }
+}
+
+/// Binds, again after a pause while another socket still holds the queue: closing is asynchronous in the kernel.
+fn retry_busy(mut bind: impl FnMut() -> Result<Socket, BindError>) -> Result<Socket, BindError> {
+    let mut pause = Duration::from_millis(1);
+    for _ in 1..BIND_ATTEMPTS {
+        match bind() {
+            Err(error) if error.is_busy() => std::thread::sleep(pause),
+            bound => return bound,
+        }
+        pause *= 2;
+    }
+    bind()
 }
 
 /// The frames of all workers.

@@ -210,6 +210,34 @@ impl Kernel {
         mtu: u32,
     ) -> Result<HostPort, KernelError> {
         self.delete_host_port(names, instance)?;
+        self.open_host_port(Some(bridge), names, instance, mtu)
+    }
+
+    /// The host port of `instance`: the one that an earlier daemon has left, put in order, or a new one. Without a bridge it
+    /// is a member of none yet.
+    ///
+    /// # Errors
+    /// As [`Kernel::create_host_port`].
+    pub fn open_host_port(
+        &mut self,
+        bridge: Option<u32>,
+        names: HostPortNames<'_>,
+        instance: &str,
+        mtu: u32,
+    ) -> Result<HostPort, KernelError> {
+        let (near, member) = (self.link(names.near)?, self.link(names.member)?);
+        let is_ours = |link: &Link| link.kind == LinkKind::Veth && link.alias == alias_of(instance);
+        if let (Some(near), Some(member)) = (near, member)
+            && is_ours(&near)
+            && is_ours(&member)
+            && near.peer == Some(member.ifindex)
+        {
+            match self.dress_pair(bridge, names, instance) {
+                Ok(port) => return Ok(port),
+                Err(error) => tracing::debug!(%error, "the host port is made anew"),
+            }
+        }
+        self.delete_host_port(names, instance)?;
         self.create_pair(names, mtu)?;
         let made = self.dress_pair(bridge, names, instance);
         if made.is_err() {
@@ -263,7 +291,12 @@ impl Kernel {
         Ok(self.requests.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, &action)?)
     }
 
-    fn dress_pair(&mut self, bridge: u32, names: HostPortNames<'_>, instance: &str) -> Result<HostPort, KernelError> {
+    fn dress_pair(
+        &mut self,
+        bridge: Option<u32>,
+        names: HostPortNames<'_>,
+        instance: &str,
+    ) -> Result<HostPort, KernelError> {
         let index = |kernel: &mut Self, name: &str| -> Result<u32, KernelError> {
             kernel.link(name)?.map(|link| link.ifindex).ok_or_else(|| KernelError::NoInterface(name.to_owned()))
         };
@@ -273,7 +306,9 @@ impl Kernel {
             self.set_link(ifindex, vec![alias], &format!("set the alias of {name}"))?;
             disable_ipv6(name)?;
         }
-        self.join_bridge(port.member, names.member, bridge)?;
+        if let Some(bridge) = bridge {
+            self.join_bridge(port.member, names.member, bridge)?;
+        }
         for (ifindex, name) in [(port.near, names.near), (port.member, names.member)] {
             self.set_up(ifindex, name)?;
         }

@@ -1,7 +1,8 @@
 //! Ports over their life: from a link that should be one, through sockets and program, to the last frame given back.
 //!
-//! Opening is: the program of the port's path on the interface, sockets on every queue, the sockets into their map; frames
-//! are taken as soon as tables with the port are published. A port that takes the kernel path has sockets as well: workers
+//! Opening is: the program of the port's path on the interface and sockets on every queue; then tables with the port are
+//! published; then the sockets are put into their map, and from then on frames are taken. (The program may be there before,
+//! from an earlier daemon, and may go by that one's tables until then.) A port that takes the kernel path has sockets as well: workers
 //! send to it through them. A change of path is in two halves with a publication in between, in which the programs of both
 //! paths are there and the tables say which one acts: so every frame meets one of them. Closing is in two halves with a publication in between: first the program comes
 //! off and the port leaves the tables, then, when no worker can send to it any more, its sockets are closed and their
@@ -60,6 +61,8 @@ pub struct OpenPort {
     switching: bool,
     /// We switched generic receive offload on.
     own_gro: bool,
+    /// Frames are steered to its sockets, as soon as tables with the port are published.
+    steered: bool,
 }
 
 impl OpenPort {
@@ -153,11 +156,14 @@ pub struct Ports {
     closing: Vec<OpenPort>,
     refused: BTreeMap<u32, Refusal>,
     taken: Vec<bool>,
+    /// The numbers that an earlier daemon's tables, which are in force until the first of ours, have for interfaces.
+    remembered: BTreeMap<u32, PortId>,
 }
 
 impl Ports {
-    /// With the host port, which the engine has opened already, as number 0.
-    pub fn new(mode: XdpMode, host: Candidate) -> Self {
+    /// With the host port, which the engine has opened already, as number 0. `remembered`: interfaces and numbers of the
+    /// tables that are in force already.
+    pub fn new(mode: XdpMode, host: Candidate, remembered: impl IntoIterator<Item = (u32, PortId)>) -> Self {
         let mut taken = vec![false; limits::MAX_PORTS];
         taken[0] = true;
         let port = OpenPort {
@@ -170,6 +176,7 @@ impl Ports {
             switches: 0,
             switching: false,
             own_gro: false,
+            steered: true,
         };
         Ports {
             mode,
@@ -177,6 +184,7 @@ impl Ports {
             closing: Vec::new(),
             refused: BTreeMap::new(),
             taken,
+            remembered: remembered.into_iter().collect(),
         }
     }
 
@@ -332,8 +340,7 @@ impl Ports {
         if link.queues as usize > limits::MAX_QUEUES {
             return Err(OpenError::Queues { name: link.name.clone(), queues: link.queues });
         }
-        let free = self.taken.iter().position(|taken| !taken);
-        let id = PortId(free.ok_or_else(|| OpenError::Full { name: link.name.clone() })? as u16);
+        let id = self.free_number(link.ifindex).ok_or_else(|| OpenError::Full { name: link.name.clone() })?;
         // The program first: where it cannot be attached, no socket is made at all. It passes every frame until the port
         // is in the tables.
         let (mut path, mut why_path) = policy.path(link, engine.mode().zero_copy);
@@ -350,9 +357,21 @@ impl Ports {
         }
         let queues = opened?;
         self.taken[id.index()] = true;
+        // An earlier daemon may have had it on the other path.
+        let switching = steering.has_left(link.ifindex, path);
+        let own_gro = steering.take_gro(link.ifindex);
         let link = link.clone();
-        let (switching, own_gro) = (false, false);
-        Ok(OpenPort { id, link, queues, xdp_mode, path, why_path, switches: 0, switching, own_gro })
+        Ok(OpenPort { id, link, queues, xdp_mode, path, why_path, switches: 0, switching, own_gro, steered: false })
+    }
+
+    /// A number for a port. Tables of an earlier daemon may be in force, by which frames are steered: there a number must not
+    /// mean another interface.
+    fn free_number(&self, ifindex: u32) -> Option<PortId> {
+        let is_free = |id: PortId| self.taken.get(id.index()).is_some_and(|taken| !taken);
+        let remembered = self.remembered.get(&ifindex).copied().filter(|id| is_free(*id));
+        let others = (0..self.taken.len()).map(|index| PortId(index as u16)).filter(|id| is_free(*id));
+        let mut free = others.filter(|id| !self.remembered.values().any(|other| other == id));
+        remembered.or_else(|| free.next())
     }
 
     fn open_sockets(
@@ -361,20 +380,8 @@ impl Ports {
         engine: &mut Engine,
         steering: &mut Steering,
     ) -> Result<Vec<OpenQueue>, OpenError> {
-        use std::os::fd::AsFd;
         steering.reset_counters(id)?;
-        let queues = engine.open_port(id, link.ifindex, link.queues, link.tx_queues)?;
-        for queue in &queues {
-            if let Err(error) = steering.set_socket(id, queue.queue, queue.handle.as_fd(), queue.worker) {
-                for queue in &queues {
-                    // Closing the socket takes its entry away as well.
-                    let _ = steering.clear_socket(id, queue.queue);
-                }
-                engine.close_port(id, queues)?;
-                return Err(error.into());
-            }
-        }
-        Ok(queues)
+        Ok(engine.open_port(id, link.ifindex, link.queues, link.tx_queues)?)
     }
 
     fn refuse(&mut self, link: &Candidate, why: String) {
@@ -403,15 +410,20 @@ impl Ports {
 
     /// The second half of closing and of changing a path, after tables were published that say so. Returns what was closed.
     pub fn finish(&mut self, engine: &mut Engine, steering: &mut Steering, kernel: &mut Kernel) -> Vec<Closed> {
+        // The tables in force are ours now.
+        self.remembered.clear();
+        for port in self.open.values_mut().filter(|port| !port.steered) {
+            steer(port, steering);
+        }
         for port in self.open.values_mut().filter(|port| port.switching) {
             port.switching = false;
-            keep_polling(port, kernel);
+            keep_polling(port, steering, kernel);
             let other = if port.path == Path::AfXdp { Path::Kernel } else { Path::AfXdp };
             detach(&port.link, other, steering);
         }
         let mut closed = Vec::new();
         for mut port in std::mem::take(&mut self.closing) {
-            stop_polling(&mut port, kernel);
+            stop_polling(&mut port, steering, kernel);
             // Nothing is steered to the sockets any more, and their counts go with them.
             let socket_drops = port.socket_drops();
             match engine.close_port(port.id, port.queues) {
@@ -427,12 +439,36 @@ impl Ports {
         closed
     }
 
+    /// Has nothing come to the sockets any more, while the programs stay: their frames pass to the kernel.
+    pub fn leave_all(&mut self, steering: &mut Steering) {
+        for port in self.open.values() {
+            for queue in &port.queues {
+                if let Err(error) = steering.clear_socket(port.id, queue.queue) {
+                    // The entry goes with the socket.
+                    tracing::debug!(%error, port = %port.id, "clearing a socket");
+                }
+            }
+        }
+    }
+
     /// Takes the programs off every port, for good.
     pub fn detach_all(&mut self, steering: &mut Steering, kernel: &mut Kernel) {
-        self.open.values_mut().for_each(|port| stop_polling(port, kernel));
+        self.open.values_mut().for_each(|port| stop_polling(port, steering, kernel));
         let ports = self.open.values().filter(|port| port.link.kind != PortKind::Host);
         let all: Vec<u32> = ports.map(|port| port.link.ifindex).collect();
         all.into_iter().for_each(|ifindex| self.begin_closing(ifindex, steering));
+    }
+}
+
+/// Has frames come to the sockets of a port.
+fn steer(port: &mut OpenPort, steering: &mut Steering) {
+    use std::os::fd::AsFd;
+    port.steered = true;
+    for queue in &port.queues {
+        if let Err(error) = steering.set_socket(port.id, queue.queue, queue.handle.as_fd(), queue.worker) {
+            // What comes in there passes to the kernel.
+            tracing::error!(%error, interface = port.link.name, queue = queue.queue, "a queue is left to the kernel");
+        }
     }
 }
 
@@ -459,24 +495,35 @@ fn attach(
 
 /// Has a veth keep polling its end (NAPI) when the XDP program goes: what is in the queue to it at that moment would be
 /// lost otherwise (`drivers/net/veth.c`, `veth_disable_xdp`). With generic receive offload on, it polls without a program.
-fn keep_polling(port: &mut OpenPort, kernel: &mut Kernel) {
+fn keep_polling(port: &mut OpenPort, steering: &Steering, kernel: &mut Kernel) {
+    let ifindex = port.link.ifindex;
     match port.path {
-        Path::Kernel => match kernel.set_gro(port.link.ifindex, true) {
-            Ok(changed) => port.own_gro |= changed,
-            Err(error) => tracing::debug!(%error, interface = port.link.name, "switching GRO on"),
-        },
-        Path::AfXdp => stop_polling(port, kernel),
+        Path::Kernel if port.own_gro => {}
+        Path::Kernel => {
+            steering.note_gro(ifindex, true);
+            let changed = kernel.set_gro(ifindex, true);
+            port.own_gro = *changed.as_ref().unwrap_or(&false);
+            if !port.own_gro {
+                steering.note_gro(ifindex, false);
+            }
+            if let Err(error) = changed {
+                tracing::debug!(%error, interface = port.link.name, "switching GRO on");
+            }
+        }
+        Path::AfXdp => stop_polling(port, steering, kernel),
     }
 }
 
 /// Switches off what [`keep_polling`] switched on.
-fn stop_polling(port: &mut OpenPort, kernel: &mut Kernel) {
+fn stop_polling(port: &mut OpenPort, steering: &Steering, kernel: &mut Kernel) {
+    if !std::mem::take(&mut port.own_gro) {
+        return;
+    }
     // An interface that is gone has no features either.
-    if std::mem::take(&mut port.own_gro)
-        && let Err(error) = kernel.set_gro(port.link.ifindex, false)
-    {
+    if let Err(error) = kernel.set_gro(port.link.ifindex, false) {
         tracing::debug!(%error, interface = port.link.name, "switching GRO off again");
     }
+    steering.note_gro(port.link.ifindex, false);
 }
 
 fn detach(link: &Candidate, path: Path, steering: &mut Steering) {

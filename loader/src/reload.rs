@@ -40,6 +40,7 @@ pub const SETTINGS: [(&str, When); KEYS.len()] = [
     ("local_mtu", When::Now),
     ("metrics_address", When::Now),
     ("cni_cache", When::Now),
+    ("bpffs", When::Restart),
     ("skip", When::Now),
     ("log", When::Now),
     ("log_format", When::Now),
@@ -97,6 +98,7 @@ pub fn keep_fixed(old: &Config, new: Config) -> Config {
         frames: old.frames,
         xdp_mode: old.xdp_mode,
         checksum_metadata: old.checksum_metadata,
+        bpffs: old.bpffs.clone(),
         // They speak of workers and CPUs.
         notes: old.notes.clone(),
         ..new

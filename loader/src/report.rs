@@ -44,6 +44,7 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
         }
         Request::Config => Response::Value(daemon.config.effective()),
         Request::Capture(_) => Response::Error("the daemon starts captures by itself".to_owned()),
+        Request::LetGo => Response::Error("the daemon lets go by itself".to_owned()),
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
         Request::Reload { .. } => Response::Error("the daemon reads its configuration by itself".to_owned()),
     }
@@ -77,6 +78,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
     notes.extend(mode_notes(daemon).map(str::to_owned));
     notes.extend(daemon.large.notes().map(str::to_owned));
     notes.extend(daemon.carried.note());
+    notes.extend(daemon.survival.notes());
     notes.extend(daemon.notes.iter().cloned());
     let audited = engine.filter(|_| audit);
     let frames = audited.map(count_frames).unwrap_or_default();
@@ -111,6 +113,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
         mirror: mirror(daemon),
         learning: engine.map(|engine| learning(daemon, engine)).unwrap_or_default(),
         counters: Default::default(),
+        survival: daemon.survival.status(&daemon.steering),
         accounts_balance: false,
     };
     daemon.carried.add_to(&mut status);

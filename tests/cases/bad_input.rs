@@ -125,9 +125,9 @@ fn processors(bed: &mut Bed) -> Result<()> {
 fn with_setpriv(bed: &Bed, options: &[&str]) -> Result<Command> {
     let full = bed.podlane_run(1)?;
     let mut words = full.get_args();
-    // "netns exec NAMESPACE" stays in front.
+    // "--net=NAMESPACE --" stays in front.
     let mut command = Command::new(full.get_program());
-    command.args(words.by_ref().take(3)).args(options).args(words);
+    command.args(words.by_ref().take(2)).args(options).args(words);
     Ok(command)
 }
 

@@ -157,14 +157,13 @@ impl Bed {
         format!("{}-node{node}", self.name)
     }
 
-    /// `podlane` inside of a node. `ip netns exec` gives it that network's /sys as well, as a node has.
+    /// `podlane` inside of a node. With `nsenter` it sees the machine's bpffs, where it pins; `ip netns exec` would hide that
+    /// behind a /sys of its own.
     ///
     /// # Errors
     /// If there is no binary.
     pub fn podlane(&self, node: usize) -> Result<Command> {
-        let mut podlane = Command::new("ip");
-        podlane.args(["netns", "exec", &self.namespace(&format!("node{node}"))]).arg(daemon::binary()?);
-        Ok(podlane)
+        Ok(self.command(&format!("node{node}"), daemon::binary()?))
     }
 
     /// Where the daemon of a node looks for CNI results; there is none unless a case makes it.
@@ -462,19 +461,38 @@ impl Bed {
         self.testbed.take_down()
     }
 
-    /// Ends the daemon of a node with SIGTERM; it must leave nothing behind.
+    /// Ends the daemon of a node with SIGTERM and takes back what it left; then nothing may be left.
     ///
     /// # Errors
-    /// If it does not end well or leaves something.
+    /// If it does not end well or something is left.
     pub fn stop_daemon(&mut self, node: usize) -> Result<()> {
+        self.end_daemon(node)?;
+        self.detach(node)?;
+        self.nothing_is_left(node)
+    }
+
+    /// Takes back what the daemon of a node has left. Gives what `podlane detach` said.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn detach(&self, node: usize) -> Result<String> {
+        let mut detach = self.podlane(node)?;
+        command::run(detach.args(["detach", "--instance", &self.instance(node)]), Duration::from_secs(10))
+    }
+
+    /// Ends the daemon of a node with SIGTERM. What is pinned stays.
+    ///
+    /// # Errors
+    /// If it does not end well.
+    pub fn end_daemon(&mut self, node: usize) -> Result<()> {
         let mut daemon = self.take_daemon(node)?;
         daemon.signal(Signal::SIGTERM)?;
         let status = daemon.wait()?;
         ensure!(status.success(), "podlane ended with {status} on SIGTERM:\n{}", daemon.log_lines().join("\n"));
-        self.nothing_is_left(node)
+        Ok(())
     }
 
-    /// Nothing of Podlane is in a node: no program, no host port, no control socket.
+    /// Nothing of Podlane is in a node: no program, no host port, no pin, no control socket.
     ///
     /// # Errors
     /// If there is something.
@@ -485,6 +503,8 @@ impl Bed {
         // An XDP program shows as "xdp", "xdpgeneric" or "prog/xdp id 12".
         let attached: Vec<&str> = links.lines().filter(|line| line.contains("xdp")).collect();
         ensure!(attached.is_empty(), "XDP programs are left over: {attached:?}");
+        let pins = daemon::pins(&self.instance(node));
+        ensure!(!pins.exists(), "{} is left over", pins.display());
         let socket = daemon::control_socket(&self.instance(node));
         ensure!(!socket.exists(), "{} is left over", socket.display());
         let memory = socket.with_extension("large.json");

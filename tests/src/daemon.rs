@@ -14,6 +14,8 @@ use crate::status::Status;
 
 /// Where the control sockets are.
 pub const SOCKETS: &str = "/run/podlane";
+/// Where all programs are pinned.
+pub const PINS: &str = "/sys/fs/bpf/podlane";
 /// The line that says that everything is attached.
 const READY: &str = "podlane is ready";
 /// How long a daemon may take to attach to a handful of ports, on a busy machine.
@@ -55,6 +57,11 @@ pub fn binary() -> Result<PathBuf> {
 /// The control socket of an instance.
 pub fn control_socket(instance: &str) -> PathBuf {
     Path::new(SOCKETS).join(format!("{instance}.sock"))
+}
+
+/// Where the programs of an instance are pinned, in whichever network namespaces.
+pub fn pins(instance: &str) -> PathBuf {
+    Path::new(PINS).join(instance)
 }
 
 /// Asks a daemon how it is.

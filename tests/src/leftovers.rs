@@ -65,8 +65,14 @@ pub fn claim(name: &str) -> Result<()> {
     fs::write(file(name), identity).with_context(|| format!("writing {}", file(name).display()))
 }
 
-/// Says that an instance is gone, and removes the control sockets of daemons that were killed in it.
+/// Says that an instance is gone, and removes the control sockets of daemons that were killed in it, and what they pinned.
 pub fn release(name: &str) {
+    for pins in fs::read_dir(crate::daemon::PINS).into_iter().flatten().flatten() {
+        if pins.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
+            // Of bpffs, where every directory must be empty before it goes, and nothing else is.
+            let _ = fs::remove_dir_all(pins.path());
+        }
+    }
     for socket in fs::read_dir(crate::daemon::SOCKETS).into_iter().flatten().flatten() {
         if socket.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
             let _ = fs::remove_file(socket.path());

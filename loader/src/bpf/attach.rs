@@ -9,6 +9,7 @@ use libbpf_rs::{Xdp, XdpFlags};
 use nix::libc;
 
 use super::error::AttachError;
+use super::pins::Hook;
 use super::{Steering, load, sys};
 use crate::kernel::Kernel;
 use crate::mirror::world::LinkKind;
@@ -34,20 +35,34 @@ impl Steering {
             return Ok(*mode);
         }
         let program = match mode {
-            XdpMode::Native => self.native_program(ifindex, name)?,
-            XdpMode::Generic => self.generic_program(name)?.as_fd(),
+            XdpMode::Native => self.native_program(ifindex, name)?.try_clone_to_owned(),
+            XdpMode::Generic => self.generic_program(name)?.as_fd().try_clone_to_owned(),
         };
-        let created = sys::create_link(program, ifindex, mode);
+        let program = program.map_err(|source| AttachError::Other { name: name.to_owned(), source })?;
+        // There can be one XDP program, so one in the other mode has to go first.
+        let other = if mode == XdpMode::Native { XdpMode::Generic } else { XdpMode::Native };
+        if let Some(link) = self.adopted.remove(&(Hook::Xdp(other), ifindex)) {
+            self.release(Hook::Xdp(other), ifindex, &link);
+        }
+        let create = || sys::create_link(program.as_fd(), ifindex, mode);
+        let created = self.adopt_link(Hook::Xdp(mode), ifindex, program.as_fd(), create);
         let link = created.map_err(|error| explain(error, ifindex, name, mode, self.native.as_fd()))?;
         self.links.insert(ifindex, (mode, link));
+        self.enter_device(ifindex);
         Ok(mode)
     }
 
-    /// Takes the program off interface `ifindex`. When this returns no frame enters the program there any more. It is no
-    /// error if it was not attached or the interface is gone.
+    /// Takes the program off interface `ifindex`, an earlier daemon's as well. When this returns no frame enters the program
+    /// there any more. It is no error if it was not attached or the interface is gone.
     pub fn detach(&mut self, ifindex: u32) {
-        if let Some((_, link)) = self.links.remove(&ifindex) {
-            sys::detach_link(link.as_fd());
+        if let Some((mode, link)) = self.links.remove(&ifindex) {
+            self.release(Hook::Xdp(mode), ifindex, &link);
+            self.leave_device(ifindex);
+        }
+        for mode in [XdpMode::Native, XdpMode::Generic] {
+            if let Some(link) = self.adopted.remove(&(Hook::Xdp(mode), ifindex)) {
+                self.release(Hook::Xdp(mode), ifindex, &link);
+            }
         }
     }
 

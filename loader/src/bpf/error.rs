@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::pins::PinError;
+
 /// Loading the programs, or reading and writing their maps, failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
@@ -48,6 +50,17 @@ pub enum BpfError {
         table: &'static str,
         /// libbpf's error.
         source: libbpf_rs::Error,
+    },
+    /// A pin cannot be read or made.
+    #[error("what outlives the daemon cannot be kept: {0}")]
+    Pin(#[from] PinError),
+    /// A pinned map is not what it should be.
+    #[error(
+        "the pinned BPF map {map} is not Podlane's: remove it, and all that is pinned with it, by `podlane detach`"
+    )]
+    Pinned {
+        /// Its name.
+        map: String,
     },
     /// A socket was offered for a queue, port or worker beyond the limits.
     #[error("{what} {number} is beyond the limit of {limit}")]

@@ -50,6 +50,11 @@ impl Generations {
         self.words.store(CURRENT, generation);
     }
 
+    /// When that was last shown; 0 for never.
+    pub(super) fn last_beat(&self) -> u64 {
+        self.words.load(HEARTBEAT)
+    }
+
     /// Shows that the tables are being kept up to date at `now_ns` of `CLOCK_MONOTONIC_COARSE`.
     pub(super) fn beat(&self, now_ns: u64) {
         self.words.store(HEARTBEAT, now_ns);

@@ -113,6 +113,11 @@ pub(super) fn port(port: &Port, station: Option<(MacAddr, u32)>) -> [u8; PORT_BY
     fields.u32(port.mtu).u32(port.max_frame).u32(activity).bytes(&key).bytes
 }
 
+/// The interface in a `struct port`.
+pub(super) fn port_ifindex(port: &[u8; PORT_BYTES]) -> u32 {
+    port[8..].first_chunk().map_or(0, |ifindex| u32::from_ne_bytes(*ifindex))
+}
+
 /// `struct adjacency`.
 pub(super) fn adjacency(adjacency: &Adjacency) -> [u8; ADJACENCY_BYTES] {
     let fields = Fields::new().bytes(&mac(adjacency.destination)).bytes(&mac(adjacency.source));
@@ -229,6 +234,25 @@ impl PortCounters {
         }
     }
 
+    /// What was counted since `earlier`.
+    pub(super) fn since(mut self, earlier: &PortCounters) -> Self {
+        for (now, then) in [
+            (&mut self.rx_packets, earlier.rx_packets),
+            (&mut self.rx_bytes, earlier.rx_bytes),
+            (&mut self.steered, earlier.steered),
+            (&mut self.repeated, earlier.repeated),
+            (&mut self.repeated_bytes, earlier.repeated_bytes),
+            (&mut self.repeated_out, earlier.repeated_out),
+            (&mut self.repeated_out_bytes, earlier.repeated_out_bytes),
+        ] {
+            *now = now.saturating_sub(then);
+        }
+        for (now, then) in self.passed.iter_mut().zip(&earlier.passed) {
+            *now = now.saturating_sub(*then);
+        }
+        self
+    }
+
     /// Frames that it left to the kernel, for all reasons together.
     pub fn passed_total(&self) -> u64 {
         self.passed.iter().sum()
@@ -263,12 +287,13 @@ mod tests {
             ("NEAR_STATIONS", limits::NEAR_STATIONS),
             ("NEAR_INTERFACES", limits::NEAR_INTERFACES),
             ("TABLES_STALE_MS", limits::TABLES_STALE_MS as usize),
+            ("TABLES_ORPHANED_MS", limits::TABLES_ORPHANED_MS as usize),
         ];
         for (name, value) in limits {
             assert_eq!(define(header, name), value as u64, "{name}");
         }
         let defines = header.lines().filter(|line| line.starts_with("#define MAX_")).count();
-        assert_eq!(defines + 4, limits.len(), "every limit of the header is compared");
+        assert_eq!(defines + 5, limits.len(), "every limit of the header is compared");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Once};
 
 use libbpf_rs::btf::{Btf, types};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{ErrorKind, MapHandle, PrintLevel};
+use libbpf_rs::{ErrorKind, MapCore, MapHandle, OpenMapMut, PrintLevel};
 
 use super::error::BpfError;
 use super::sync::{Mirrored, MirroredMaps, check_sizes};
@@ -45,6 +45,7 @@ pub(super) struct PlainMaps {
     pub heartbeats: MapHandle,
     pub counters: MapHandle,
     pub used: MapHandle,
+    pub devices: MapHandle,
     pub capture_settings: MapHandle,
     pub captured: MapHandle,
     pub capture_scratch: MapHandle,
@@ -101,12 +102,21 @@ fn refused(program: &'static str) -> impl Fn(libbpf_rs::Error) -> BpfError {
     }
 }
 
-/// Loads the native program and makes its maps.
-pub(super) fn native() -> Result<(Program, MirroredMaps, PlainMaps), BpfError> {
+/// Loads the native program. Uses the maps that `pinned` opens by their names, where it does, and makes the others.
+pub(super) fn native(
+    pinned: impl Fn(&str) -> Option<Result<MapHandle, BpfError>>,
+) -> Result<(Program, MirroredMaps, PlainMaps), BpfError> {
     log_libbpf();
     let refused = refused("podlane_steer");
     let mut storage = MaybeUninit::uninit();
     let mut open = steer::SteerSkelBuilder::default().open(&mut storage).map_err(&refused)?;
+    for mut map in open.open_object_mut().maps_mut() {
+        if let Some(pinned) = pinned(&map.name().to_string_lossy()) {
+            let pinned = pinned?;
+            check_shape(&map, &pinned)?;
+            map.reuse_fd(pinned.as_fd()).map_err(&refused)?;
+        }
+    }
     open.progs.podlane_steer_rec.set_autoload(false);
     open.progs.podlane_steer_passed.set_autoload(false);
     let loaded = open.load().map_err(&refused)?;
@@ -136,6 +146,7 @@ pub(super) fn native() -> Result<(Program, MirroredMaps, PlainMaps), BpfError> {
         heartbeats: handle(&maps.heartbeats)?,
         counters: handle(&maps.counters)?,
         used: handle(&maps.used)?,
+        devices: handle(&maps.devices)?,
         capture_settings: handle(&maps.capture_settings)?,
         captured: handle(&maps.captured)?,
         capture_scratch: handle(&maps.capture_scratch)?,
@@ -147,9 +158,20 @@ pub(super) fn native() -> Result<(Program, MirroredMaps, PlainMaps), BpfError> {
     check_sizes(&plain.heartbeats, 4, HEARTBEAT_STRIDE)?;
     check_sizes(&plain.counters, 4, layout::COUNTERS_BYTES)?;
     check_sizes(&plain.used, 4, 8)?;
+    check_sizes(&plain.devices, 4, 4)?;
     check_sizes(&plain.capture_settings, 4, layout::CAPTURE_SETTINGS_BYTES)?;
     let stages = handle(&maps.stages)?;
     Ok((Program { program, stages }, mirrored, plain))
+}
+
+/// Refuses a map that is not what the program declares. With the layout being the same that takes somebody who pins other
+/// maps under our names.
+fn check_shape(declared: &OpenMapMut<'_>, found: &MapHandle) -> Result<(), BpfError> {
+    let shape = (declared.map_type(), declared.key_size(), declared.value_size(), declared.max_entries());
+    if shape == (found.map_type(), found.key_size(), found.value_size(), found.max_entries()) {
+        return Ok(());
+    }
+    Err(BpfError::Pinned { map: declared.name().to_string_lossy().into_owned() })
 }
 
 /// Loads one program of an object over the maps of the native one: the object's builder, its other programs, those maps,
@@ -179,6 +201,7 @@ macro_rules! load_over {
             (&mut maps.fib6, mirrored.fib6.as_fd()),
             (&mut maps.nodes, mirrored.nodes.as_fd()),
             (&mut maps.counters, plain.counters.as_fd()),
+            (&mut maps.devices, plain.devices.as_fd()),
             (&mut maps.capture_settings, plain.capture_settings.as_fd()),
             (&mut maps.captured, plain.captured.as_fd()),
             (&mut maps.capture_scratch, plain.capture_scratch.as_fd()),

@@ -1,8 +1,9 @@
 //! The XDP and tc programs: loading them, attaching them to ports, and keeping their maps equal to the engine's tables.
 //!
-//! [`Steering`] owns the loaded programs, their maps and every attachment. All of it lives in file descriptors of this
-//! process and nothing is pinned: however the process ends, the kernel detaches the programs and the node's traffic goes
-//! the kernel's way. The programs themselves are in `bpf/`.
+//! [`Steering`] owns the loaded programs, their maps and every attachment. Loaded without [`pins`], all of it lives in file
+//! descriptors of this process: however the process ends, the kernel detaches the programs and the node's traffic goes the
+//! kernel's way. With pins, attachments and maps outlive the process, and the next one adopts them. The programs themselves
+//! are in `bpf/`.
 
 mod attach;
 mod capture;
@@ -11,6 +12,7 @@ mod filter;
 mod generation;
 mod layout;
 mod load;
+pub mod pins;
 mod repeat;
 mod sync;
 mod sys;
@@ -18,9 +20,9 @@ mod sys;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use libbpf_rs::{ErrorKind, MapCore, MapFlags};
+use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use podlane_dataplane::afxdp::SharedWords;
-use podlane_dataplane::table::Tables;
+use podlane_dataplane::table::{Path, Tables};
 use podlane_dataplane::{PortId, limits};
 
 pub use attach::XdpMode;
@@ -29,7 +31,9 @@ pub use error::{AttachError, BpfError};
 pub use layout::{HEARTBEAT_BYTES, HEARTBEAT_STRIDE, PortCounters};
 pub use repeat::TcKind;
 pub use sync::Writes;
-pub use sys::{TestRun, libbpf_version};
+pub use sys::{LinkKind, LinkState, TestRun, libbpf_version};
+
+use pins::{Hook, Layout, Pins};
 
 /// The loaded XDP programs.
 #[derive(Debug)]
@@ -50,6 +54,33 @@ pub struct Steering {
     tc_links: HashMap<u32, repeat::TcLink>,
     used: SharedWords,
     capture: capture::Capture,
+    /// What the counters of a port number showed when it was handed out.
+    baselines: Vec<PortCounters>,
+    /// Where maps and links outlive this process.
+    pins: Option<Pins>,
+    /// The maps are an earlier daemon's.
+    reuses_maps: bool,
+    /// Links of an earlier daemon that no port has asked for yet.
+    adopted: HashMap<(Hook, u32), OwnedFd>,
+    /// The same of clsact filters.
+    adopted_filters: Vec<u32>,
+    /// Interfaces whose generic receive offload an earlier daemon switched on.
+    adopted_gro: Vec<u32>,
+    /// Pins that nobody needs when all links have been updated.
+    outdated: Vec<String>,
+}
+
+/// What an earlier daemon has left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Its maps are used; otherwise there were none, or of another layout.
+    pub maps: bool,
+    /// Links and filters that it has left on interfaces that are still there.
+    pub links: usize,
+    /// The ports of its last snapshot: interface and number.
+    pub ports: Vec<(u32, PortId)>,
+    /// When it last vouched for its tables, `CLOCK_MONOTONIC_COARSE`, nanoseconds; 0 if that is not known.
+    pub last_beat_ns: u64,
 }
 
 impl Steering {
@@ -58,7 +89,32 @@ impl Steering {
     /// # Errors
     /// [`BpfError::Permission`] and [`BpfError::Load`].
     pub fn load() -> Result<Self, BpfError> {
-        let (native, mirrored, plain) = load::native()?;
+        Self::load_over(|_| None)
+    }
+
+    /// Loads the programs over the maps that are pinned, or, if there are none of this version's layout, pins new ones. What
+    /// is attached stays as it is, and nothing is written to the maps, so another daemon may still be using them; call
+    /// [`Steering::adopt`] when it has ended.
+    ///
+    /// # Errors
+    /// As [`Steering::load`], and [`BpfError::Pin`], [`BpfError::Pinned`].
+    pub fn open(pins: Pins) -> Result<Self, BpfError> {
+        pins.create()?;
+        let layout = Layout::own();
+        let reuses_maps = pins::plan(layout, &pins.found()?).adopts_maps;
+        let pinned = |name: &str| {
+            (reuses_maps && pins::MAPS.contains(&name)).then(|| pins.map(layout, name).map_err(BpfError::from))
+        };
+        let mut steering = Self::load_over(pinned)?;
+        if !reuses_maps {
+            pins.pin_maps(layout, steering.maps())?;
+        }
+        (steering.pins, steering.reuses_maps) = (Some(pins), reuses_maps);
+        Ok(steering)
+    }
+
+    fn load_over(pinned: impl Fn(&str) -> Option<Result<MapHandle, BpfError>>) -> Result<Self, BpfError> {
+        let (native, mirrored, plain) = load::native(pinned)?;
         let mirrored = sync::Mirrored::new(mirrored)?;
         let veth = load::veth(&mirrored, &plain);
         let used = SharedWords::map(plain.used.as_fd(), limits::MAX_NEIGHBOURS + limits::MAX_FDB);
@@ -75,7 +131,177 @@ impl Steering {
             tc_links: HashMap::new(),
             used,
             capture: capture::Capture::default(),
+            baselines: vec![PortCounters::default(); limits::MAX_PORTS + 1],
+            pins: None,
+            reuses_maps: false,
+            adopted: HashMap::new(),
+            adopted_filters: Vec::new(),
+            adopted_gro: Vec::new(),
+            outdated: Vec::new(),
         })
+    }
+
+    /// The maps that are pinned, by name.
+    fn maps(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        let (mirrored, plain) = (&self.mirrored.maps, &self.plain);
+        let maps = [
+            mirrored.generations.as_fd(),
+            mirrored.near_interfaces.as_fd(),
+            mirrored.interfaces.as_fd(),
+            mirrored.ports.as_fd(),
+            mirrored.near_stations.as_fd(),
+            mirrored.fdb.as_fd(),
+            mirrored.hosts4.as_fd(),
+            mirrored.hosts6.as_fd(),
+            mirrored.adjacencies.as_fd(),
+            mirrored.next_hops.as_fd(),
+            mirrored.fib4.as_fd(),
+            mirrored.fib6.as_fd(),
+            mirrored.nodes.as_fd(),
+            plain.sockets.as_fd(),
+            plain.owners.as_fd(),
+            plain.heartbeats.as_fd(),
+            plain.counters.as_fd(),
+            plain.used.as_fd(),
+            plain.devices.as_fd(),
+        ];
+        pins::MAPS.into_iter().zip(maps)
+    }
+
+    /// Takes over what an earlier daemon, which must have ended, has left: what is in its maps, and its links, which go on
+    /// running its programs until a port asks for them ([`Steering::attach`]). What is attached to nothing is cleared.
+    ///
+    /// # Errors
+    /// [`BpfError::Pin`] and [`BpfError::Map`].
+    pub fn adopt(&mut self) -> Result<Adopted, BpfError> {
+        let Some(pins) = &self.pins else { return Ok(Adopted::default()) };
+        let plan = pins::plan(Layout::own(), &pins.found()?);
+        plan.rubbish.iter().try_for_each(|name| pins.clear_named(name))?;
+        for (hook, ifindex) in plan.links {
+            self.adopted.insert((hook, ifindex), pins.link(&pins::Entry::Link(hook, ifindex).name())?);
+        }
+        (self.adopted_filters, self.adopted_gro, self.outdated) = (plan.filters, plan.gro, plan.outdated);
+        let mut adopted = Adopted {
+            maps: self.reuses_maps,
+            links: self.adopted.len() + self.adopted_filters.len(),
+            ..Adopted::default()
+        };
+        if self.reuses_maps {
+            adopted.last_beat_ns = self.mirrored.generations.last_beat();
+            self.mirrored.adopt()?;
+            adopted.ports = self.mirrored.ports_in_force();
+            // By other numbers than ours.
+            (0..self.used.len()).for_each(|index| self.used.store(index, 0));
+        }
+        Ok(adopted)
+    }
+
+    /// When all ports have asked for their links: detaches those that nobody wants any more, and removes the maps of another
+    /// layout, which no program uses now.
+    pub fn settle(&mut self) {
+        for ((hook, ifindex), link) in std::mem::take(&mut self.adopted) {
+            self.release(hook, ifindex, &link);
+        }
+        for ifindex in std::mem::take(&mut self.adopted_filters) {
+            self.release_filter(ifindex);
+        }
+        let Some(pins) = &self.pins else { return };
+        for name in std::mem::take(&mut self.outdated) {
+            if let Err(error) = pins.clear_named(&name) {
+                tracing::warn!(%error, "removing the maps of another version");
+            }
+        }
+        let keys: Vec<Vec<u8>> = self.plain.devices.keys().collect();
+        for key in keys {
+            self.leave_device(key.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)));
+        }
+    }
+
+    /// Whether an earlier daemon has left the program of the other path on this interface.
+    pub fn has_left(&self, ifindex: u32, path: Path) -> bool {
+        let is_other = |hook: &Hook| matches!(hook, Hook::Tcx) == (path == Path::AfXdp);
+        let link = self.adopted.keys().any(|(hook, index)| *index == ifindex && is_other(hook));
+        link || path == Path::AfXdp && self.adopted_filters.contains(&ifindex)
+    }
+
+    /// Whether an earlier daemon switched this interface's generic receive offload on. Asked once.
+    pub fn take_gro(&mut self, ifindex: u32) -> bool {
+        let found = self.adopted_gro.iter().position(|adopted| *adopted == ifindex);
+        found.map(|at| self.adopted_gro.swap_remove(at)).is_some()
+    }
+
+    /// Notes, for whoever comes after this process, that generic receive offload of this interface is on because of us, or is
+    /// not any more. To be called before it is switched on, and after it is switched off.
+    pub fn note_gro(&self, ifindex: u32, on: bool) {
+        let Some(pins) = &self.pins else { return };
+        let entry = pins::Entry::Gro(ifindex);
+        let noted = if on { pins.mark(entry) } else { pins.clear(entry) };
+        if let Err(error) = noted {
+            tracing::warn!(%error, "noting an offload that was changed");
+        }
+    }
+
+    /// Whether programs and maps outlive this process.
+    pub fn is_pinned(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// Where they are pinned.
+    pub fn pins(&self) -> Option<&Pins> {
+        self.pins.as_ref()
+    }
+
+    /// Detaches a link for good.
+    fn release(&self, hook: Hook, ifindex: u32, link: &OwnedFd) {
+        sys::detach_link(link.as_fd());
+        if let Some(pins) = &self.pins
+            && let Err(error) = pins.clear(pins::Entry::Link(hook, ifindex))
+        {
+            tracing::warn!(%error, "removing a pin");
+        }
+    }
+
+    /// A link that an earlier daemon left, with `program` in it, or a new one that `create` makes. A new one is pinned; one
+    /// that cannot be goes with this process, and traffic then passes to the kernel.
+    fn adopt_link(
+        &mut self,
+        hook: Hook,
+        ifindex: u32,
+        program: BorrowedFd<'_>,
+        create: impl FnOnce() -> std::io::Result<OwnedFd>,
+    ) -> std::io::Result<OwnedFd> {
+        if let Some(link) = self.adopted.remove(&(hook, ifindex)) {
+            match sys::update_link(link.as_fd(), program) {
+                Ok(()) => return Ok(link),
+                Err(error) => {
+                    tracing::debug!(%error, ifindex, "updating a link; it is made anew");
+                    self.release(hook, ifindex, &link);
+                }
+            }
+        }
+        let link = create()?;
+        if let Some(pins) = &self.pins
+            && let Err(error) = pins.pin_link(hook, ifindex, link.as_fd())
+        {
+            tracing::warn!(%error, "a program will go with this daemon: its link cannot be pinned");
+        }
+        Ok(link)
+    }
+
+    /// Tells the tc program that packets may go out of this interface while nobody keeps its tables.
+    fn enter_device(&self, ifindex: u32) {
+        let key = ifindex.to_ne_bytes();
+        if let Err(error) = self.plain.devices.update(&key, &key, MapFlags::ANY) {
+            // It is gone, or will be missed only by a daemon that has ended.
+            tracing::debug!(%error, ifindex, "entering an interface");
+        }
+    }
+
+    fn leave_device(&self, ifindex: u32) {
+        if !self.links.contains_key(&ifindex) && !self.tc_links.contains_key(&ifindex) {
+            // The kernel has removed the entry of one that is gone.
+            let _ = self.plain.devices.delete(&ifindex.to_ne_bytes());
+        }
     }
 
     /// Shows the tc program that the tables are being kept up to date, at `now_ns` of `CLOCK_MONOTONIC_COARSE`. It trusts
@@ -177,20 +403,22 @@ impl Steering {
         self.read_counters(limits::MAX_PORTS)
     }
 
-    /// Sets the counters of `port` to zero. Only exact while no frame arrives there: use it before a port number is handed
-    /// out again.
+    /// Has the counters of `port` begin at zero, exactly, whether or not frames arrive.
     ///
     /// # Errors
     /// [`BpfError::Beyond`] and [`BpfError::Map`].
     pub fn reset_counters(&mut self, port: PortId) -> Result<(), BpfError> {
         below("port", port.index(), limits::MAX_PORTS)?;
-        let failed = |source| BpfError::Map { table: "counters", source };
-        let zeros = vec![vec![0; layout::COUNTERS_BYTES]; libbpf_rs::num_possible_cpus().map_err(failed)?];
-        let key = u32::from(port.0).to_ne_bytes();
-        self.plain.counters.update_percpu(&key, &zeros, MapFlags::ANY).map_err(failed)
+        // The programs may be counting, so their counters are left alone.
+        self.baselines[port.index()] = self.read_raw_counters(port.index())?;
+        Ok(())
     }
 
     fn read_counters(&self, index: usize) -> Result<PortCounters, BpfError> {
+        Ok(self.read_raw_counters(index)?.since(&self.baselines[index]))
+    }
+
+    fn read_raw_counters(&self, index: usize) -> Result<PortCounters, BpfError> {
         let found = self.plain.counters.lookup_percpu(&(index as u32).to_ne_bytes(), MapFlags::ANY);
         let cpus = found.map_err(|source| BpfError::Map { table: "counters", source })?.unwrap_or_default();
         let mut counters = PortCounters::default();

@@ -1,8 +1,8 @@
 //! Attaching the tc program to interfaces: at tcx where the kernel has it, as a clsact filter where it has not.
 //!
-//! A tcx link goes with this process, like an XDP link. A clsact filter stays behind a process that was killed; what it
-//! then does is pass every frame, because nobody shows any more that the tables are kept up to date
-//! ([`podlane_dataplane::limits::TABLES_STALE_MS`]), and the next start replaces it.
+//! A tcx link is pinned, or goes with this process, like an XDP link. A clsact filter stays behind a process that ends
+//! without removing it; what it then does is pass every frame, because nobody shows any more that the tables are kept up to
+//! date ([`podlane_dataplane::limits::TABLES_STALE_MS`]), and the next start replaces it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,6 +13,7 @@ use nix::libc;
 
 use super::attach::current_name;
 use super::error::AttachError;
+use super::pins::{Entry, Hook, Pins};
 use super::{Steering, load, sys};
 
 /// Where in the kernel the tc program hangs.
@@ -32,24 +33,46 @@ const HANDLE: u32 = 1;
 /// An attached tc program.
 #[derive(Debug)]
 pub(super) enum TcLink {
-    /// Goes with the process.
-    Tcx { link: OwnedFd },
+    /// Goes with the process unless it is pinned.
+    Tcx(OwnedFd),
     /// Detached by request.
-    Clsact { filter: TcHook, own_qdisc: bool },
+    Clsact(Filter),
 }
 
-impl Drop for TcLink {
-    fn drop(&mut self) {
-        let (filter, own_qdisc) = match self {
-            TcLink::Tcx { link } => return sys::detach_link(link.as_fd()),
-            TcLink::Clsact { filter, own_qdisc } => (filter, own_qdisc),
-        };
+/// A filter of a clsact qdisc.
+#[derive(Debug)]
+pub(super) struct Filter {
+    hook: TcHook,
+    own_qdisc: bool,
+    /// It outlives this process.
+    stays: bool,
+}
+
+impl Filter {
+    fn new(program: BorrowedFd<'_>, ifindex: u32) -> Self {
+        let mut hook = TcHook::new(program);
+        hook.ifindex(ifindex as i32).attach_point(TC_INGRESS).handle(HANDLE).priority(PRIORITY).replace(true);
+        Filter { hook, own_qdisc: false, stays: false }
+    }
+
+    fn remove(&mut self) {
+        self.stays = true;
         // The interface may be gone, and the filter with it.
-        if let Err(error) = filter.detach() {
+        if let Err(error) = self.hook.detach() {
             tracing::debug!(%error, "removing the tc filter");
         }
-        if *own_qdisc && let Err(error) = filter.attach_point(TC_INGRESS | TC_EGRESS).destroy() {
+        if self.own_qdisc
+            && let Err(error) = self.hook.attach_point(TC_INGRESS | TC_EGRESS).destroy()
+        {
             tracing::debug!(%error, "removing the clsact qdisc");
+        }
+    }
+}
+
+impl Drop for Filter {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.remove();
         }
     }
 }
@@ -71,20 +94,80 @@ impl Steering {
         if self.tc_links.contains_key(&ifindex) {
             return Ok(());
         }
-        let kind = self.tc_kind;
-        let program = self.repeat_program(name)?.as_fd();
-        let link = match kind {
-            TcKind::Tcx => sys::create_tcx_link(program, ifindex).map(|link| TcLink::Tcx { link }),
-            TcKind::Clsact => attach_filter(program, ifindex),
+        let program = self.repeat_program(name)?.as_fd().try_clone_to_owned();
+        let program = program.map_err(|source| AttachError::Other { name: name.to_owned(), source })?;
+        let link = match self.tc_kind {
+            TcKind::Tcx => {
+                let create = || sys::create_tcx_link(program.as_fd(), ifindex);
+                self.adopt_link(Hook::Tcx, ifindex, program.as_fd(), create).map(TcLink::Tcx)
+            }
+            TcKind::Clsact => self.attach_filter(program.as_fd(), ifindex).map(TcLink::Clsact),
         };
         let link = link.map_err(|error| explain(error, ifindex, name))?;
         self.tc_links.insert(ifindex, link);
+        self.enter_device(ifindex);
         Ok(())
     }
 
-    /// Takes the tc program off interface `ifindex`. It is no error if it was not attached or the interface is gone.
+    /// Takes the tc program off interface `ifindex`, an earlier daemon's as well. It is no error if it was not attached or the
+    /// interface is gone.
     pub fn detach_repeat(&mut self, ifindex: u32) {
-        self.tc_links.remove(&ifindex);
+        match self.tc_links.remove(&ifindex) {
+            Some(TcLink::Tcx(link)) => self.release(Hook::Tcx, ifindex, &link),
+            Some(TcLink::Clsact(mut filter)) => {
+                filter.remove();
+                self.unmark(ifindex);
+            }
+            None => {
+                if let Some(link) = self.adopted.remove(&(Hook::Tcx, ifindex)) {
+                    self.release(Hook::Tcx, ifindex, &link);
+                }
+                if self.take_filter(ifindex) {
+                    self.release_filter(ifindex);
+                }
+            }
+        }
+        self.leave_device(ifindex);
+    }
+
+    /// The mark of the filter before the filter, that of the qdisc after it: a qdisc that is left over does nothing, but
+    /// somebody else's must never be taken for ours.
+    fn attach_filter(&mut self, program: BorrowedFd<'_>, ifindex: u32) -> io::Result<Filter> {
+        let mut filter = Filter::new(program, ifindex);
+        let was_adopted = self.take_filter(ifindex);
+        if let Some(pins) = &self.pins {
+            pins.mark(Entry::Filter(ifindex)).map_err(io::Error::other)?;
+        }
+        let made = sys::create_clsact(ifindex)?;
+        filter.own_qdisc = made || was_adopted && owns_qdisc(self.pins.as_ref(), &mut filter, ifindex);
+        filter.hook.attach().map_err(|error| io::Error::other(error.to_string()))?;
+        if let Some(pins) = &self.pins {
+            filter.stays = true;
+            if filter.own_qdisc
+                && let Err(error) = pins.mark(Entry::Qdisc(ifindex))
+            {
+                tracing::warn!(%error, "a clsact qdisc will be left over");
+            }
+        }
+        Ok(filter)
+    }
+
+    fn take_filter(&mut self, ifindex: u32) -> bool {
+        let found = self.adopted_filters.iter().position(|adopted| *adopted == ifindex);
+        found.map(|at| self.adopted_filters.swap_remove(at)).is_some()
+    }
+
+    fn unmark(&self, ifindex: u32) {
+        let Some(pins) = &self.pins else { return };
+        if let Err(error) = pins.clear(Entry::Qdisc(ifindex)).and_then(|()| pins.clear(Entry::Filter(ifindex))) {
+            tracing::warn!(%error, "removing a mark");
+        }
+    }
+
+    /// Removes a filter that an earlier daemon left.
+    pub(super) fn release_filter(&self, ifindex: u32) {
+        remove_filter(self.native.as_fd(), self.pins.as_ref(), ifindex);
+        self.unmark(ifindex);
     }
 
     /// How the tc program is attached.
@@ -108,14 +191,22 @@ impl Steering {
     }
 }
 
-fn attach_filter(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<TcLink> {
-    let own_qdisc = sys::create_clsact(ifindex)?;
-    let mut filter = TcHook::new(program);
-    filter.ifindex(ifindex as i32).attach_point(TC_INGRESS).handle(HANDLE).priority(PRIORITY).replace(true);
-    let attached = filter.attach().map_err(|error| io::Error::other(error.to_string()));
-    let link = TcLink::Clsact { filter, own_qdisc };
-    // On failure the qdisc goes again.
-    attached.map(|_| link)
+/// Whether the qdisc under a filter of ours is ours as well. Without the filter the interface is another one than that of the
+/// mark, under the same index.
+fn owns_qdisc(pins: Option<&Pins>, filter: &mut Filter, ifindex: u32) -> bool {
+    pins.is_some_and(|pins| pins.is_marked(Entry::Qdisc(ifindex))) && filter.hook.query().is_ok()
+}
+
+/// Removes a filter that a daemon left, and its qdisc if that is ours. Whether there was one. `any`: any open descriptor.
+pub(super) fn remove_filter(any: BorrowedFd<'_>, pins: Option<&Pins>, ifindex: u32) -> bool {
+    let mut filter = Filter::new(any, ifindex);
+    filter.stays = true;
+    let found = filter.hook.query().is_ok();
+    if found {
+        filter.own_qdisc = owns_qdisc(pins, &mut filter, ifindex);
+        filter.remove();
+    }
+    found
 }
 
 /// Turns the kernel's number into a sentence.

@@ -59,6 +59,21 @@ where
         Ok(Keyed { map: Arc::clone(map), table, written: HashMap::new(), round: 0 })
     }
 
+    /// Notes what an earlier writer has left of copy `copy`; `copy_of` tells the copy of a key.
+    fn adopt(&mut self, copy: usize, copy_of: impl Fn(&[u8; K]) -> usize) -> Result<(), BpfError> {
+        for key in self.map.keys() {
+            let Ok(key) = <[u8; K]>::try_from(key) else { continue };
+            if copy_of(&key) != copy {
+                continue;
+            }
+            let value = self.map.lookup(&key, MapFlags::ANY).map_err(|source| self.failed(source))?;
+            if let Some(value) = value.and_then(|value| <[u8; V]>::try_from(value).ok()) {
+                self.written.insert(key, (value, self.round));
+            }
+        }
+        Ok(())
+    }
+
     /// Entries of one copy at most.
     fn limit(&self) -> usize {
         self.map.max_entries() as usize / COPIES
@@ -176,6 +191,26 @@ impl<const V: usize> Slots<V> {
     fn new(map: &Arc<MapHandle>, table: &'static str, copy: usize) -> Result<Self, BpfError> {
         check_sizes(map, 4, V)?;
         Ok(Slots { map: Arc::clone(map), table, copy, written: Vec::new() })
+    }
+
+    /// Notes what an earlier writer has left.
+    fn adopt(&mut self) -> Result<(), BpfError> {
+        let failed = |source| BpfError::Map { table: self.table, source };
+        let all = self.map.max_entries();
+        let batch = self.map.lookup_batch(all, MapFlags::ANY, MapFlags::ANY).map_err(failed)?;
+        let mut values: Vec<_> = batch.filter_map(|(_, value)| <[u8; V]>::try_from(value).ok()).collect();
+        if values.len() != all as usize {
+            // The kernel has read less than all at once; one by one it takes longer.
+            let one = |slot: u32| self.map.lookup(&slot.to_ne_bytes(), MapFlags::ANY).map_err(failed);
+            let value = |found: Option<Vec<u8>>| found.and_then(|value| value.try_into().ok()).unwrap_or([0; V]);
+            values = (0..all).map(|slot| one(slot).map(value)).collect::<Result<_, _>>()?;
+        }
+        let limit = self.limit();
+        self.written = values[self.copy * limit..][..limit].to_vec();
+        while self.written.last() == Some(&[0; V]) {
+            self.written.pop();
+        }
+        Ok(())
     }
 
     /// Slots of one copy.
@@ -310,6 +345,19 @@ impl Mirrored {
         Ok(Mirrored { maps, generations, copies })
     }
 
+    /// Begins with what an earlier writer has left in the maps, complete or not: generations go on from its, what it has put
+    /// in force stays so until the next snapshot is written, and nothing that it wrote stays behind then.
+    pub(super) fn adopt(&mut self) -> Result<(), BpfError> {
+        self.copies.iter_mut().try_for_each(Snapshot::adopt)
+    }
+
+    /// The ports of the snapshot in force, as it was found: interface and number.
+    pub(super) fn ports_in_force(&self) -> Vec<(u32, PortId)> {
+        let ports = &self.copies[self.generations.current() as usize % COPIES].ports.written;
+        let numbered = ports.iter().enumerate().filter(|(_, port)| **port != [0; layout::PORT_BYTES]);
+        numbered.map(|(number, port)| (layout::port_ifindex(port), PortId(number as u16))).collect()
+    }
+
     /// Writes `tables` into the copy that is not current and makes it current.
     pub(super) fn sync(&mut self, tables: &Tables) -> Result<Writes, BpfError> {
         let generation = self.generations.current() + 1;
@@ -343,6 +391,24 @@ impl Snapshot {
             node: Slots::new(&maps.nodes, "settings of the node", copy)?,
             last: None,
         })
+    }
+
+    fn adopt(&mut self) -> Result<(), BpfError> {
+        let copy = self.copy;
+        self.near_interfaces.adopt()?;
+        self.interfaces.adopt(copy, |key| u32::from_ne_bytes(*key) as usize % COPIES)?;
+        self.ports.adopt()?;
+        self.near_stations.adopt()?;
+        self.fdb.adopt(copy, |key| usize::from(key[0]))?;
+        let link = |key: &[u8]| key.first_chunk().map_or(0, |link| u32::from_ne_bytes(*link)) as usize % COPIES;
+        self.hosts4.adopt(copy, |key| link(key))?;
+        self.hosts6.adopt(copy, |key| link(key))?;
+        self.adjacencies.adopt()?;
+        self.next_hops.adopt()?;
+        let prefix = |key: &[u8]| key[4..].first_chunk().map_or(0, |copy| u32::from_ne_bytes(*copy)) as usize;
+        self.fib4.adopt(copy, |key| prefix(key))?;
+        self.fib6.adopt(copy, |key| prefix(key))?;
+        self.node.adopt()
     }
 
     /// Compares the parts that are not the very same as when this copy was last written.

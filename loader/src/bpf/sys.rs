@@ -2,8 +2,11 @@
 //! running a program by its file descriptor, waiting for programs. The loader's only `unsafe` code.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use libbpf_rs::libbpf_sys;
 
@@ -71,6 +74,82 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) {
     if result < 0 {
         tracing::debug!(error = %io::Error::from_raw_os_error(-result), "detaching a program");
     }
+}
+
+/// Has a link run another program of the same type from now on. No packet meets neither of them.
+///
+/// # Errors
+/// The kernel's: `ENOLINK` if the interface is gone, `EINVAL` for a program of another type.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers but the absent options; both descriptors are open during the call.
+    succeeded(unsafe { libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null()) })
+}
+
+/// What a link of ours can be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LinkKind {
+    /// XDP.
+    Xdp,
+    /// tcx.
+    Tcx,
+}
+
+/// What the kernel says of a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkState {
+    /// Where it hangs.
+    pub kind: LinkKind,
+    /// The interface; 0 if that is gone.
+    pub ifindex: u32,
+    /// The number of the program that it runs.
+    pub program: u32,
+}
+
+/// Asks the kernel what a link is.
+///
+/// # Errors
+/// The kernel's, and `EINVAL` for what is neither XDP nor tcx.
+pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<LinkState> {
+    let mut info = libbpf_sys::bpf_link_info::default();
+    let mut bytes = size_of::<libbpf_sys::bpf_link_info>() as u32;
+    // SAFETY: `info` is valid for writes of the size that is named, and the descriptor is open during the call.
+    succeeded(unsafe { libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut bytes) })?;
+    // SAFETY: the kernel fills the member that belongs to the type; the other bytes are zero, and every member is plain
+    // integers.
+    let (kind, ifindex) = match info.type_ {
+        libbpf_sys::BPF_LINK_TYPE_XDP => (LinkKind::Xdp, unsafe { info.__bindgen_anon_1.xdp.ifindex }),
+        libbpf_sys::BPF_LINK_TYPE_TCX => (LinkKind::Tcx, unsafe { info.__bindgen_anon_1.tcx.ifindex }),
+        _ => return Err(io::Error::from_raw_os_error(nix::libc::EINVAL)),
+    };
+    Ok(LinkState { kind, ifindex, program: info.prog_id })
+}
+
+/// Pins a map or a link at `path`, which must not exist yet and must lie on bpffs.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the string ends with a zero and the descriptor is open during the call.
+    succeeded(unsafe { libbpf_sys::bpf_obj_pin(object.as_raw_fd(), path.as_ptr()) })
+}
+
+/// Opens what is pinned at `path`.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the string ends with a zero.
+    let fd = unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) };
+    succeeded(fd)?;
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// libbpf's answers: negative error numbers.
+fn succeeded(answer: i32) -> io::Result<()> {
+    if answer < 0 { Err(io::Error::from_raw_os_error(-answer)) } else { Ok(()) }
 }
 
 /// Loads a program that was made at run time.

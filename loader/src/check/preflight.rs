@@ -8,9 +8,11 @@ use podlane_dataplane::table::PortKind;
 
 use super::network::{self, Program, candidates, foreign_cure};
 use super::privileges::{MEMLOCK_CURE, Memlock, capability_cure, mebibytes, missing_capabilities};
+use crate::bpf::pins::{Pins, find_root};
 use crate::config::Config;
 use crate::control::{self, ControlError, Occupant};
 use crate::mirror::{NetlinkError, World};
+use crate::takeover::Start;
 
 /// How long our own program on an uplink is waited for: the kernel detaches it a moment after its daemon was killed.
 const DETACHING: Duration = Duration::from_secs(3);
@@ -61,12 +63,14 @@ pub enum PreflightError {
 ///
 /// # Errors
 /// The first thing that stands in the way.
-pub fn preflight(config: &Config) -> Result<(), PreflightError> {
+pub fn preflight(config: &Config, start: Start) -> Result<(), PreflightError> {
     let missing = missing_capabilities();
     if !missing.is_empty() {
         return Err(PreflightError::Capabilities(missing));
     }
-    not_occupied(config)?;
+    if start == Start::Alone {
+        not_occupied(config)?;
+    }
     let world = network::read_world()?;
     interfaces(&world, config)?;
     programs(world, config)?;
@@ -100,13 +104,22 @@ pub(super) fn interfaces(world: &World, config: &Config) -> Result<(), Preflight
     }
 }
 
+/// The programs that an earlier daemon of this instance has left, for this one to replace.
+fn left_programs(config: &Config) -> Vec<u32> {
+    let root = find_root(&config.bpffs).ok();
+    let pins = root.and_then(|root| Pins::of(&root, config.instance.as_str()).ok());
+    pins.and_then(|pins| pins.programs().ok()).unwrap_or_default()
+}
+
 /// Whether no uplink has an XDP program. A pod's port with one is no reason not to start: it stays with the kernel.
 fn programs(mut world: World, config: &Config) -> Result<(), PreflightError> {
     let deadline = Instant::now() + DETACHING;
+    let left = left_programs(config);
     loop {
         let wanted = network::wanted(&world, config, |link| link.rx_queues);
         let uplinks = wanted.ports.iter().filter(|port| port.kind == PortKind::Uplink);
-        let Some((name, id)) = uplinks.filter_map(|port| Some((port.name.clone(), port.xdp_program?))).next() else {
+        let mut uplinks = uplinks.filter_map(|port| Some((port.name.clone(), port.xdp_program?)));
+        let Some((name, id)) = uplinks.find(|(_, id)| !left.contains(id)) else {
             return Ok(());
         };
         let program = Program::find(id);

@@ -35,6 +35,7 @@ impl Config {
             "local_mtu": self.large.local_mtu.unwrap_or(0),
             "metrics_address": self.metrics_address.map_or_else(|| "off".to_owned(), |address| address.to_string()),
             "cni_cache": self.cni_cache.as_ref().map_or_else(|| "off".to_owned(), |path| path.display().to_string()),
+            "bpffs": self.bpffs.to_string(),
             "skip": texts(&self.skip),
             "log": self.log.to_string(),
             "log_format": format,

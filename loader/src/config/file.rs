@@ -14,7 +14,7 @@ use super::settings::{Given, Origin, Problem, Settings};
 pub const MAX_FILE: u64 = 1 << 20;
 
 /// Every key of the file, in the order of the sample.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 20] = [
     "instance",
     "path",
     "port_paths",
@@ -31,6 +31,7 @@ pub const KEYS: [&str; 19] = [
     "local_mtu",
     "metrics_address",
     "cni_cache",
+    "bpffs",
     "skip",
     "log",
     "log_format",
@@ -142,6 +143,7 @@ impl Reader<'_> {
             "local_mtu" => settings.local_mtu = self.integer(origin, value),
             "metrics_address" => settings.metrics_address = self.string(origin, value),
             "cni_cache" => settings.cni_cache = self.string(origin, value),
+            "bpffs" => settings.bpffs = self.string(origin, value),
             "skip" => settings.skip = self.strings(origin, value),
             "log" => settings.log = self.string(origin, value),
             "log_format" => settings.log_format = self.string(origin, value),
@@ -262,6 +264,7 @@ mod tests {
             skip = ["s"]
             log = "l"
             log_format = "f"
+            bpffs = "b"
         "#;
         let (settings, problems) = read(text);
         assert_eq!(problems, []);
@@ -287,6 +290,7 @@ mod tests {
             skip: Some(vec![text(18, "skip", "s")]),
             log: Some(text(19, "log", "l")),
             log_format: Some(text(20, "log_format", "f")),
+            bpffs: Some(text(21, "bpffs", "b")),
         };
         assert_eq!(settings, expected);
     }

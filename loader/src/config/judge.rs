@@ -13,6 +13,7 @@ use podlane_dataplane::limits::{CHUNK_SIZE, MAX_CLUSTER_CIDRS, MAX_PORTS, MAX_UP
 use super::cpus::{self, Host};
 use super::file::nearest;
 use super::settings::{Given, Problem};
+use crate::bpf::pins::Root;
 use crate::large::{MAX_BIG_TCP, MAX_LOCAL_MTU, MIN_BIG_TCP, MIN_LOCAL_MTU, Wish};
 use crate::metrics::http::DEFAULT_ADDRESS;
 use crate::names::cni;
@@ -87,6 +88,16 @@ impl Judge {
             return None;
         }
         Some(path)
+    }
+
+    /// Where bpffs is; it is looked for unless somebody says it.
+    pub fn bpffs(&mut self, given: Option<Given<String>>) -> Root {
+        let Some(given) = given else { return Root::Found };
+        let root: Result<Root, _> = given.value.parse();
+        root.unwrap_or_else(|error| {
+            self.complain(&given, error);
+            Root::Found
+        })
     }
 
     /// Sizes for frames inside of the node; 0 is off.

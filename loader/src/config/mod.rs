@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use judge::Judge;
 use podlane_dataplane::limits::CHUNK_SIZE;
 
+use crate::bpf::pins::Root;
 use crate::large::Wish;
 use crate::log::{Format, LogFilter};
 
@@ -121,6 +122,8 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// Where the container runtime keeps its CNI results, which tell pods' names; `None` if they are not read.
     pub cni_cache: Option<PathBuf>,
+    /// Where programs and maps are pinned, so that they outlive the daemon.
+    pub bpffs: Root,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
     /// Whether checksums may be left to TX metadata.
@@ -231,6 +234,7 @@ impl Config {
         let large = judge.large(settings.big_tcp, settings.local_mtu);
         let metrics_address = judge.metrics_address(settings.metrics_address);
         let cni_cache = judge.cni_cache(settings.cni_cache);
+        let bpffs = judge.bpffs(settings.bpffs);
         let xdp_mode = judge.choice(settings.xdp_mode, &[("native", XdpMode::Native), ("generic", XdpMode::Generic)]);
         let checksum_metadata = judge
             .choice(settings.checksum_metadata, &[("auto", ChecksumMetadata::Auto), ("off", ChecksumMetadata::Off)]);
@@ -253,6 +257,7 @@ impl Config {
                 large,
                 metrics_address,
                 cni_cache,
+                bpffs,
                 skip,
                 log: log.unwrap_or_default(),
                 log_format: log_format.flatten(),

@@ -59,6 +59,8 @@ pub struct Settings {
     pub metrics_address: Option<Given<String>>,
     /// `cni_cache`
     pub cni_cache: Option<Given<String>>,
+    /// `bpffs`
+    pub bpffs: Option<Given<String>>,
     /// `skip`
     pub skip: Option<Vec<Given<String>>>,
     /// `log`
@@ -87,6 +89,7 @@ impl Settings {
             local_mtu: self.local_mtu.or(file.local_mtu),
             metrics_address: self.metrics_address.or(file.metrics_address),
             cni_cache: self.cni_cache.or(file.cni_cache),
+            bpffs: self.bpffs.or(file.bpffs),
             skip: self.skip.or(file.skip),
             log: self.log.or(file.log),
             log_format: self.log_format.or(file.log_format),

@@ -46,6 +46,7 @@ fn defaults() -> Config {
         large: Wish::default(),
         metrics_address: "127.0.0.1:9477".parse().ok(),
         cni_cache: Some("/var/lib/cni/results".into()),
+        bpffs: Root::Found,
         skip: Vec::new(),
         log: LogFilter::default(),
         log_format: None,
@@ -160,6 +161,11 @@ fn each_rule_has_its_sentence() {
             "cni_cache = \"results\"",
             "cni_cache: \"results\" does not begin with /; write a directory with its whole path, such as \
              \"/var/lib/cni/results\", or \"off\"",
+        ),
+        (
+            "bpffs = \"bpf\"",
+            "bpffs: \"bpf\" does not begin with /; write a directory on bpffs with its whole path, such as \"/sys/fs/bpf\", or \
+             \"auto\" or \"off\"",
         ),
         ("big_tcp = 65536", "big_tcp: 65536 is out of range; allowed are 65537 to 524280 bytes, and 0 for off"),
         ("big_tcp = 524281", "big_tcp: 524281 is out of range; allowed are 65537 to 524280 bytes, and 0 for off"),

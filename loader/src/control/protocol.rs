@@ -34,6 +34,8 @@ pub enum Request {
     },
     /// The last lines of the log.
     Log,
+    /// Stop, and leave everything in place for a daemon that takes over.
+    LetGo,
     /// The configuration in force.
     Config,
     /// Read the configuration again: `{"request":"reload"}`, and with `"only_check":true` only say what would change.
@@ -73,8 +75,7 @@ pub enum BadRequest {
 
 impl Request {
     /// All names, for messages.
-    const NAMES: &'static str =
-        "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \"config\", \"reload\" and \"capture\"";
+    const NAMES: &'static str = "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \"config\", \"reload\", \"let_go\" and \"capture\"";
 
     /// The name on the wire.
     pub const fn name(&self) -> &'static str {
@@ -85,6 +86,7 @@ impl Request {
             Request::Trace(_) => "trace",
             Request::Tables { .. } => "tables",
             Request::Log => "log",
+            Request::LetGo => "let_go",
             Request::Config => "config",
             Request::Reload { .. } => "reload",
             Request::Capture(_) => "capture",
@@ -101,6 +103,7 @@ impl Request {
             Some("trace") => serde_json::from_value(value).map(Request::Trace).map_err(|_| BadRequest::Malformed),
             Some("tables") => Self::parse_tables(&value),
             Some("log") => Ok(Request::Log),
+            Some("let_go") => Ok(Request::LetGo),
             Some("config") => Ok(Request::Config),
             Some("reload") => match value.get("only_check").unwrap_or(&Value::Bool(false)) {
                 Value::Bool(only_check) => Ok(Request::Reload { only_check: *only_check }),
@@ -164,7 +167,9 @@ pub enum Response {
     Trace(Box<Trace>),
     /// To [`Request::Trace`]: `{"resolving":true}`. The kernel was told to find out who has an address; ask again in a moment.
     Resolving,
-    /// To [`Request::Tables`], [`Request::Config`], [`Request::Reload`] ([`crate::reload::Outcome`]), and [`Request::Log`] (`{"lines":[…],"forgotten":0}`).
+    /// To [`Request::Tables`], [`Request::Config`], [`Request::Reload`] ([`crate::reload::Outcome`]), [`Request::Log`]
+    /// (`{"lines":[…],"forgotten":0}`), and [`Request::LetGo`] (`{"pid":1}`, the process that is about to end; its control
+    /// socket is the last thing that it gives up).
     Value(Value),
     /// A sentence: `{"error":"…"}`.
     Error(String),

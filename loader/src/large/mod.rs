@@ -66,7 +66,10 @@ pub enum LargeError {
         name: String,
     },
     /// The way is closed.
-    #[error("{name}: entering the pod's network namespace failed: {source}; it takes CAP_SYS_ADMIN")]
+    #[error(
+        "{name}: entering the pod's network namespace failed: {source}; it takes CAP_SYS_ADMIN (for the service: \
+             podlane-large-frames.conf)"
+    )]
     Enter {
         /// The host end.
         name: String,
@@ -294,6 +297,11 @@ impl Large {
     pub fn wish_for(&mut self, wish: Wish) {
         (self.wish, self.refused, self.failure, self.notes) = (wish, false, None, [None, None]);
         self.unreached.clear();
+    }
+
+    /// How many veths have other sizes than they had, and how many another MTU.
+    pub fn held(&self) -> (usize, usize) {
+        (self.held.sizes.len(), self.held.mtus.len())
     }
 
     /// Sentences about what is asked for and not in force.

@@ -29,6 +29,7 @@ const OTHERS: [&str; KEYS.len()] = [
     "local_mtu = 9000",
     "metrics_address = \"off\"",
     "cni_cache = \"off\"",
+    "bpffs = \"off\"",
     "skip = [\"veth2\"]",
     "log = \"debug\"",
     "log_format = \"json\"",

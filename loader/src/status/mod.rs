@@ -77,6 +77,9 @@ pub struct Status {
     /// What the counters carry on.
     #[serde(default)]
     pub counters: CountersStatus,
+    /// What outlives a daemon.
+    #[serde(default)]
+    pub survival: SurvivalStatus,
     /// [`Status::balances`], as the daemon saw it.
     pub accounts_balance: bool,
 }
@@ -491,6 +494,20 @@ pub struct CountersStatus {
     pub takeovers_after_kill: u64,
     /// Times that this daemon could not save its counts.
     pub save_failures: u64,
+}
+
+/// What outlives a daemon, and what this one has adopted of an earlier one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SurvivalStatus {
+    /// The directory in which programs, links and maps are pinned; `null` if they go with the daemon.
+    pub pinned_at: Option<String>,
+    /// Whether it goes on with an earlier daemon's maps; not if there were none, or of another version.
+    pub adopted_maps: bool,
+    /// Programs that it found on interfaces and replaced by its own without a gap.
+    pub adopted_links: u64,
+    /// How long nobody kept the tables before this daemon did, milliseconds; `null` if there was no daemon before, or if that
+    /// is not known.
+    pub gap_ms: Option<f64>,
 }
 
 impl PortStatus {
