@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use podlane_dataplane::afxdp::{Heartbeats, PRIORITY_STEPS, clock};
-use podlane_dataplane::limits;
+use podlane_dataplane::afxdp::{Heartbeats, PRIORITY_STEPS, Umem, clock};
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
+use podlane_dataplane::{PortId, limits};
 
 use crate::bpf::pins::Pins;
-use crate::bpf::{BpfError, Steering, XdpMode};
+use crate::bpf::{BpfError, PortCounters, Steering, XdpMode};
 use crate::capture::{self, Captures};
-use crate::carry::{self, Carried, Identity};
+use crate::carry::{self, Carried, Identity, ProgramCounters};
 use crate::compile::{Compiler, Input, PortAssignment, PortWish, Wanted, host_port_mtu, wanted_ports};
 use crate::config::{ChecksumMetadata, Config, PathChoice};
 use crate::control::{Control, ControlError, PortPath, Request, Response};
@@ -53,6 +53,8 @@ const FDB_REFRESH_S: u32 = 3;
 const DRAIN: Duration = Duration::from_millis(50);
 /// Entries of the BPF maps from which on a change is written into both copies at once.
 const CATCH_UP: usize = 256;
+/// How often the host port is made anew at most, if somebody deletes it again and again.
+const REMAKE: Duration = Duration::from_secs(1);
 /// How often an interface's queues are counted again; the kernel does not tell of a change.
 const QUEUE_COUNT: Duration = Duration::from_secs(5);
 
@@ -87,9 +89,7 @@ pub enum RunError {
     #[error("catching signals: {0}")]
     Signals(#[from] std::io::Error),
     /// The host port was deleted.
-    #[error(
-        "{0} is gone, without which nothing can be forwarded: somebody deleted it; start podlane again to make it anew"
-    )]
+    #[error("{0} is gone, without which nothing can be forwarded: somebody deleted it")]
     HostPortGone(&'static str),
     /// A worker's thread has ended.
     #[error("worker {0} has ended unexpectedly; the node's traffic passes to the kernel")]
@@ -105,11 +105,29 @@ pub fn run(config: Config, start: Start) -> Result<(), RunError> {
     let signals = Signals::catch()?;
     privileges::no_new();
     raise_session();
-    let mut daemon = Daemon::start(config, start)?;
-    let result = daemon.serve(signals);
-    daemon.service.stopping();
-    daemon.end();
-    result
+    let (mut config, mut start) = (config, start);
+    loop {
+        let begun = Instant::now();
+        let mut daemon = Daemon::start(config, start)?;
+        let result = daemon.serve(&signals);
+        if !matches!(result, Err(RunError::HostPortGone(_))) {
+            daemon.service.stopping();
+        }
+        daemon.end();
+        match result {
+            // The sockets share their memory through one that is bound to it, so everything begins anew.
+            Err(RunError::HostPortGone(name)) => {
+                tracing::warn!(
+                    "{name} was deleted by somebody; it is made anew, and traffic passes to the kernel meanwhile"
+                );
+                std::thread::sleep(REMAKE.saturating_sub(begun.elapsed()));
+                start = Start::Alone;
+            }
+            result => return result,
+        }
+        // As it is in force by now, not as it was at the start.
+        config = daemon.config;
+    }
 }
 
 /// What somebody outside wants, by signal.
@@ -156,6 +174,24 @@ fn identity(world: &World, name: &str, ifindex: u32) -> Option<Identity> {
     }
     let link = world.links.get(&ifindex).filter(|link| link.name == name)?;
     Some(Identity::interface(name, ifindex, link.mac))
+}
+
+/// Adds what the programs counted since the last daemon saved, of ports that have the same number in its tables.
+fn count_between(
+    steering: &mut Steering,
+    carried: &mut Carried,
+    world: &World,
+    in_force: &[(u32, PortId)],
+) -> Result<(), BpfError> {
+    for ProgramCounters { identity: saved, port, words } in carried.take_programs() {
+        let (name, ifindex) = saved.place();
+        let port = PortId(port);
+        if in_force.contains(&(ifindex, port)) && identity(world, name, ifindex).as_ref() == Some(&saved) {
+            let counted = steering.resume_counters(port, &PortCounters::of_words(&words))?;
+            carried.add_between(saved, &report::between(&counted));
+        }
+    }
+    Ok(())
 }
 
 /// The host port's names.
@@ -269,29 +305,30 @@ impl Daemon {
         let (mut steering, mut survival) = survival::load(&config.bpffs, instance)?;
         // A daemon that never worked leaves nothing.
         let first_pins = FirstPins(steering.pins().filter(|_| survival.is_first).cloned());
+        let umem = Umem::new(config.frames).map_err(EngineError::Umem)?;
         let control = match alone {
             Some(control) => control,
             None => takeover::relieve(instance)?.0,
         };
-        let carried = Carried::open(instance);
+        let mut carried = Carried::open(instance);
         let large = Large::open(config.large, instance)?;
         let bridge = mirror.world().link_named(config.bridge.as_str());
         let bridge = bridge.filter(|link| link.kind == LinkKind::Bridge).map(|link| link.ifindex);
         let adopted = steering.adopt()?;
         let remembered = adopted.ports.clone();
+        count_between(&mut steering, &mut carried, mirror.world(), &remembered)?;
         survival.adopted(adopted);
         let mtu = bridge.and_then(|bridge| host_port_mtu(mirror.world(), bridge, &[])).unwrap_or(1500);
         let host_port = kernel.open_host_port(bridge, host_port_names(), config.instance.as_str(), mtu)?;
         let (publisher, _) = table::channel();
         let options = EngineOptions {
-            frames: config.frames,
             cpus: config.cpus.clone(),
             idle_spin_us: config.idle_spin.as_micros() as u32,
             checksum_metadata: config.checksum_metadata == ChecksumMetadata::Auto,
         };
         let engine = Heartbeats::map(steering.heartbeats())
             .map_err(EngineError::Heartbeats)
-            .and_then(|heartbeats| Engine::start(&options, &publisher, heartbeats, Ports::HOST, host_port.near));
+            .and_then(|heartbeats| Engine::start(umem, &options, &publisher, heartbeats, Ports::HOST, host_port.near));
         let engine = match engine {
             Ok(engine) => engine,
             Err(error) => {
@@ -365,12 +402,13 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn serve(&mut self, signals: Signals) -> Result<(), RunError> {
+    fn serve(&mut self, signals: &Signals) -> Result<(), RunError> {
         if let Some(engine) = &self.engine {
             engine.wait_for_workers()?;
         }
         let ports = self.ports.open().count() - 1;
         let generation = self.tables().generation;
+        self.tell_what_is_missing();
         // A kill from here on is one of a running daemon.
         self.save_counters(false);
         self.start_metrics();
@@ -381,7 +419,7 @@ impl Daemon {
             if self.in_force {
                 self.vouch();
             }
-            self.wait(&signals)?;
+            self.wait(signals)?;
             if Signals::has_come(&signals.end) {
                 tracing::info!("stopping on a signal");
                 return Ok(());
@@ -427,6 +465,14 @@ impl Daemon {
         });
     }
 
+    /// The bridge and the uplinks that are not there yet; the status names them for as long as they are not.
+    fn tell_what_is_missing(&self) {
+        let names = self.config.uplinks.iter().chain([&self.config.bridge]);
+        for name in names.filter(|name| self.mirror.world().link_named(name.as_str()).is_none()) {
+            tracing::warn!("there is no interface {name}; waiting for it");
+        }
+    }
+
     fn vouch(&mut self) {
         let now_ns = clock::coarse_ns();
         self.steering.vouch(now_ns);
@@ -453,6 +499,10 @@ impl Daemon {
             self.read_switches();
         }
         if changes.intersects(Changes::LINKS) {
+            let links = &self.mirror.world().links;
+            if !links.contains_key(&self.host_port.near) || !links.contains_key(&self.host_port.member) {
+                return Err(RunError::HostPortGone(host_port_names().near));
+            }
             self.choose_ports();
         }
         let moved = changes.intersects(Changes::LINKS) && self.reconcile();
@@ -493,9 +543,21 @@ impl Daemon {
         }
     }
 
+    /// What the programs' counters show, for the daemon after this one.
+    fn note_programs(&mut self) {
+        let world = self.mirror.world();
+        let noted = self.ports.open().filter_map(|port| {
+            let identity = identity(world, &port.link.name, port.link.ifindex)?;
+            let words = self.steering.raw_counters(port.id).ok()?.words();
+            Some(ProgramCounters { identity, port: port.id.0, words })
+        });
+        self.carried.note_programs(noted.collect());
+    }
+
     /// `ended`: nothing is counted any more.
     fn save_counters(&mut self, ended: bool) {
         let status = report::status(self, false);
+        self.note_programs();
         let world = self.mirror.world();
         self.carried.save(&status, |name, ifindex| identity(world, name, ifindex), ended);
     }
@@ -678,10 +740,6 @@ impl Daemon {
         if let Some(worker) = self.engine.as_ref().and_then(Engine::dead_worker) {
             return Err(RunError::DeadWorker(worker));
         }
-        let links = &self.mirror.world().links;
-        if !links.contains_key(&self.host_port.near) || !links.contains_key(&self.host_port.member) {
-            return Err(RunError::HostPortGone(host_port_names().near));
-        }
         if self.queues_counted.elapsed() >= QUEUE_COUNT {
             self.follow(Changes::LINKS)?;
         }
@@ -766,6 +824,7 @@ impl Daemon {
                 let answer = report::answer(self, &other);
                 if let Response::Status(status) = &answer {
                     // What was told must not be less tomorrow, whatever becomes of this daemon.
+                    self.note_programs();
                     let world = self.mirror.world();
                     self.carried.save(status, |name, ifindex| identity(world, name, ifindex), false);
                 }

@@ -120,8 +120,6 @@ pub struct OpenQueue {
 /// What the engine is started with.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// UMEM frames, a power of two.
-    pub frames: u32,
     /// The CPU of each worker.
     pub cpus: Vec<usize>,
     /// Microseconds of looking before a worker sleeps.
@@ -181,18 +179,18 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Registers the memory through a socket on the host port, starts the workers, and opens the host port for them.
+    /// Registers `umem` through a socket on the host port, starts the workers, and opens the host port for them.
     ///
     /// # Errors
     /// Any of [`EngineError`]; nothing runs then.
     pub fn start(
+        umem: Umem,
         options: &EngineOptions,
         publisher: &Publisher,
         heartbeats: Heartbeats,
         host_port: PortId,
         host_ifindex: u32,
     ) -> Result<Self, EngineError> {
-        let umem = Umem::new(options.frames)?;
         let mut numbers = Numbers::default();
         let number = numbers.take().ok_or(EngineError::SocketNumbers)?;
         let bind = BindOptions { checksum_metadata: options.checksum_metadata };
@@ -217,7 +215,7 @@ impl Engine {
 
     fn spawn(&mut self, options: &EngineOptions, publisher: &Publisher) -> Result<(), EngineError> {
         let count = options.cpus.len();
-        let homes = Homes::new(count, options.frames);
+        let homes = Homes::new(count, self.umem.frames());
         let mut waiters = Vec::new();
         let mut wakers = Vec::new();
         for worker in 0..count {

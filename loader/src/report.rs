@@ -274,6 +274,21 @@ pub fn port_counts(
     }
 }
 
+/// What the programs finished for a port without any daemon. What they steered is left out: it was lost with the worker that
+/// should have counted it, or that worker had finished it.
+pub fn between(program: &crate::bpf::PortCounters) -> PortSums {
+    PortSums {
+        rx_packets: program.passed_total() + program.repeated,
+        rx_bytes: program.rx_bytes,
+        repeated: program.repeated,
+        repeated_bytes: program.repeated_bytes,
+        passed: Breakdown::passes(&program.passed),
+        repeated_out: program.repeated_out,
+        repeated_out_bytes: program.repeated_out_bytes,
+        ..PortSums::default()
+    }
+}
+
 const DROPS: usize = podlane_dataplane::forward::DropReason::COUNT;
 
 /// One word for the port's state, and a sentence when it is not forwarding.

@@ -16,6 +16,8 @@ use super::{Case, podlane_once};
 pub fn cases() -> Vec<Case> {
     vec![
         podlane_once("unknown_interface", unknown_interface),
+        podlane_once("interfaces_come_later", interfaces_come_later),
+        podlane_once("no_bpffs", no_bpffs),
         podlane_once("not_a_bridge", not_a_bridge),
         podlane_once("cidrs", cidrs),
         podlane_once("configuration_file", configuration_file),
@@ -48,10 +50,72 @@ fn run(bed: &Bed, options: &[&str]) -> Result<Command> {
 
 fn unknown_interface(bed: &mut Bed) -> Result<()> {
     let cidr = ["--cluster-cidr", "10.244.0.0/16"];
-    refused(bed, run(bed, &["--bridge", "nope0", "--uplink", "eth0"])?.args(cidr), &["nope0", "--bridge"])?;
-    refused(bed, run(bed, &["--bridge", "cbr0", "--uplink", "nope1"])?.args(cidr), &["nope1", "--uplink"])?;
     let name = "a-name-that-is-too-long";
     refused(bed, run(bed, &["--bridge", "cbr0", "--uplink", name])?.args(cidr), &[name])
+}
+
+/// What is not there yet is named and waited for.
+fn interfaces_come_later(bed: &mut Bed) -> Result<()> {
+    let options = ["--bridge", "later0", "--uplink", "later1", "--cluster-cidr", "10.244.0.0/16"];
+    let mut daemon = Daemon::start(&mut run(bed, &options)?, &bed.instance(1))?;
+    daemon.wait_until_ready()?;
+    let complaints = daemon.new_complaints();
+    ensure!(complaints.len() == 2, "two interfaces are missing, and it says: {complaints:?}");
+    let status = |bed: &Bed| -> Result<(String, Vec<String>)> {
+        let status: serde_json::Value = serde_json::from_str(&podlane_tests::daemon::status_text(&bed.instance(1))?)?;
+        let ports = status["ports"].as_array().into_iter().flatten();
+        let names = ports.filter_map(|port| port["name"].as_str().map(str::to_owned));
+        Ok((status["bridge_state"].as_str().unwrap_or_default().to_owned(), names.collect()))
+    };
+    let (state, ports) = status(bed)?;
+    ensure!(state.contains("later0") && ports == ["podlane0"], "the bridge is {state}, the ports are {ports:?}");
+    bed.sh(
+        "node1",
+        "ip link add later0 type bridge; ip link add later1 type veth peer name later2; ip link set later1 up",
+    )?;
+    let come = command::wait_for("both to be served", Duration::from_secs(5), || {
+        let (state, ports) = status(bed)?;
+        Ok((state == "ok" && ports.contains(&"later1".to_owned())).then_some(()))
+    });
+    let member = bed.exec("node1", &["ip", "-d", "link", "show", "podlane1"]);
+    // Made anew under their names, they are other interfaces.
+    bed.sh("node1", "ip link del later0; ip link del later1")?;
+    come?;
+    ensure!(member?.contains("master later0"), "the host port is no member of the bridge");
+    bed.sh(
+        "node1",
+        "ip link add later0 type bridge; ip link add later1 type veth peer name later2; ip link set later1 up",
+    )?;
+    command::wait_for("both to be served again", Duration::from_secs(5), || {
+        let (state, ports) = status(bed)?;
+        let member = bed.exec("node1", &["ip", "-d", "link", "show", "podlane1"])?;
+        Ok((state == "ok" && ports.contains(&"later1".to_owned()) && member.contains("master later0")).then_some(()))
+    })?;
+    daemon.signal(nix::sys::signal::Signal::SIGTERM)?;
+    let ended = daemon.wait()?;
+    bed.sh("node1", "ip link del later0; ip link del later1")?;
+    bed.detach(1)?;
+    ensure!(ended.success(), "podlane ended with {ended}");
+    bed.nothing_is_left(1)
+}
+
+/// Without a bpffs, which `ip netns exec` hides, everything goes with the daemon, and it says so.
+fn no_bpffs(bed: &mut Bed) -> Result<()> {
+    let mut hidden = Command::new("ip");
+    let podlane = podlane_tests::daemon::binary()?;
+    hidden.args(["netns", "exec", &bed.namespace("node1")]).arg(&podlane);
+    hidden.args(["run", "--instance", &bed.instance(1), "--bridge", "cbr0", "--uplink", "eth0"]);
+    hidden.args(["--cluster-cidr", "10.244.0.0/16"]);
+    let mut daemon = Daemon::start(&mut hidden, &bed.instance(1))?;
+    daemon.wait_until_ready()?;
+    let complaints = daemon.new_complaints();
+    ensure!(complaints.len() == 1 && complaints[0].contains("bpffs is not mounted"), "it says: {complaints:?}");
+    let status = podlane_tests::daemon::status_text(&bed.instance(1))?;
+    ensure!(status.contains("bpffs is not mounted"), "the status does not say it: {status}");
+    daemon.signal(nix::sys::signal::Signal::SIGTERM)?;
+    let ended = daemon.wait()?;
+    ensure!(ended.success(), "podlane ended with {ended}");
+    bed.nothing_is_left(1)
 }
 
 fn not_a_bridge(bed: &mut Bed) -> Result<()> {

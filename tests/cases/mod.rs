@@ -19,6 +19,7 @@ mod pods;
 mod reload;
 mod routes;
 mod service;
+mod survival;
 mod trace;
 mod walk;
 
@@ -154,6 +155,11 @@ pub fn groups() -> Vec<Group> {
             topologies: &[Topology::Direct],
             paths: PODLANE,
             ..group(Shape { name: "faults", ..PLAIN }, vec![once("troubleshooting", walk::troubleshooting)])
+        },
+        Group {
+            topologies: &[Topology::Direct],
+            paths: PODLANE,
+            ..group(Shape { name: "survival", ..PLAIN }, survival::cases())
         },
         Group {
             shape: Shape { name: "bad_input", daemons: false, ..PLAIN },

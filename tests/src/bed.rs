@@ -202,8 +202,16 @@ impl Bed {
     /// # Errors
     /// If it does not become ready.
     pub fn start_daemon(&mut self, node: usize) -> Result<()> {
+        self.start_daemon_with(node, &[])
+    }
+
+    /// The same with more options.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub fn start_daemon_with(&mut self, node: usize, options: &[&str]) -> Result<()> {
         let mut run = self.podlane_run(node)?;
-        self.start_daemon_as(node, &mut run)
+        self.start_daemon_as(node, run.args(options))
     }
 
     /// Like [`Bed::start_daemon`], by a command of the case's own.

@@ -234,6 +234,31 @@ impl PortCounters {
         }
     }
 
+    /// All of them, in the order of `struct counters`.
+    pub fn words(&self) -> Vec<u64> {
+        let [rx_packets, rx_bytes] = [self.rx_packets, self.rx_bytes];
+        let [repeated, repeated_bytes] = [self.repeated, self.repeated_bytes];
+        let [out, out_bytes] = [self.repeated_out, self.repeated_out_bytes];
+        let head = [rx_packets, rx_bytes, self.steered, repeated, repeated_bytes, out, out_bytes];
+        head.into_iter().chain(self.passed).collect()
+    }
+
+    /// Reads [`PortCounters::words`]; what is missing is 0.
+    pub fn of_words(words: &[u64]) -> Self {
+        let mut words = words.iter().copied();
+        let mut next = || words.next().unwrap_or(0);
+        PortCounters {
+            rx_packets: next(),
+            rx_bytes: next(),
+            steered: next(),
+            repeated: next(),
+            repeated_bytes: next(),
+            repeated_out: next(),
+            repeated_out_bytes: next(),
+            passed: std::array::from_fn(|_| next()),
+        }
+    }
+
     /// What was counted since `earlier`.
     pub(super) fn since(mut self, earlier: &PortCounters) -> Self {
         for (now, then) in [
@@ -329,6 +354,12 @@ mod tests {
         assert_eq!((counters.rx_packets, counters.rx_bytes, counters.steered), (2 + 8, 4 + 10, 6));
         assert_eq!((counters.repeated, counters.repeated_out_bytes), (8, 14));
         assert_eq!(counters.passed[0], 16);
+        assert_eq!(PortCounters::of_words(&counters.words()), counters);
+        let mut later = counters;
+        later.add(&cpu);
+        let mut once = PortCounters::default();
+        once.add(&cpu);
+        assert_eq!(later.since(&counters), once);
         assert_eq!(counters.passed_total(), (0..PassReason::COUNT as u64).map(|index| 2 * (8 + index)).sum::<u64>());
     }
 }

@@ -56,6 +56,8 @@ pub struct Steering {
     capture: capture::Capture,
     /// What the counters of a port number showed when it was handed out.
     baselines: Vec<PortCounters>,
+    /// Port numbers whose counters go on from where they are when the number is handed out.
+    resumed: Vec<usize>,
     /// Where maps and links outlive this process.
     pins: Option<Pins>,
     /// The maps are an earlier daemon's.
@@ -132,6 +134,7 @@ impl Steering {
             used,
             capture: capture::Capture::default(),
             baselines: vec![PortCounters::default(); limits::MAX_PORTS + 1],
+            resumed: Vec::new(),
             pins: None,
             reuses_maps: false,
             adopted: HashMap::new(),
@@ -205,6 +208,7 @@ impl Steering {
         for ifindex in std::mem::take(&mut self.adopted_filters) {
             self.release_filter(ifindex);
         }
+        self.resumed.clear();
         let Some(pins) = &self.pins else { return };
         for name in std::mem::take(&mut self.outdated) {
             if let Err(error) = pins.clear_named(&name) {
@@ -409,9 +413,34 @@ impl Steering {
     /// [`BpfError::Beyond`] and [`BpfError::Map`].
     pub fn reset_counters(&mut self, port: PortId) -> Result<(), BpfError> {
         below("port", port.index(), limits::MAX_PORTS)?;
-        // The programs may be counting, so their counters are left alone.
-        self.baselines[port.index()] = self.read_raw_counters(port.index())?;
+        match self.resumed.iter().position(|resumed| *resumed == port.index()) {
+            Some(at) => drop(self.resumed.swap_remove(at)),
+            // The programs may be counting, so their counters are left alone.
+            None => self.baselines[port.index()] = self.read_raw_counters(port.index())?,
+        }
         Ok(())
+    }
+
+    /// What the programs have counted for `port` since its counters showed `earlier`, to an earlier daemon. What they count
+    /// from now on is this daemon's, from when the number is handed out to the same port.
+    ///
+    /// # Errors
+    /// [`BpfError::Beyond`] and [`BpfError::Map`].
+    pub fn resume_counters(&mut self, port: PortId, earlier: &PortCounters) -> Result<PortCounters, BpfError> {
+        below("port", port.index(), limits::MAX_PORTS)?;
+        let now = self.read_raw_counters(port.index())?;
+        self.baselines[port.index()] = now;
+        self.resumed.push(port.index());
+        Ok(now.since(earlier))
+    }
+
+    /// What the counters of `port` show, whoever had its number: for a later [`Steering::resume_counters`].
+    ///
+    /// # Errors
+    /// [`BpfError::Beyond`] and [`BpfError::Map`].
+    pub fn raw_counters(&self, port: PortId) -> Result<PortCounters, BpfError> {
+        below("port", port.index(), limits::MAX_PORTS)?;
+        self.read_raw_counters(port.index())
     }
 
     fn read_counters(&self, index: usize) -> Result<PortCounters, BpfError> {

@@ -45,6 +45,20 @@ pub struct Saved {
     pub node: NodeSums,
     pub workers: Vec<(u32, WorkerSums)>,
     pub ports: Vec<(Identity, PortSums)>,
+    /// What the programs' counters of open ports showed then.
+    #[serde(default)]
+    pub programs: Vec<ProgramCounters>,
+}
+
+/// The programs' counters of a port, which go on counting while there is no daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramCounters {
+    /// Whose.
+    pub identity: Identity,
+    /// The number under which they are kept.
+    pub port: u16,
+    /// What they showed ([`crate::bpf::PortCounters::words`]).
+    pub words: Vec<u64>,
 }
 
 /// The file cannot be used.

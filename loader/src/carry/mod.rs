@@ -16,6 +16,7 @@ use podlane_dataplane::PortId;
 use serde::{Deserialize, Serialize};
 
 use crate::status::{CountersStatus, Status};
+pub use file::ProgramCounters;
 use file::{LoadError, Memory, Place, Saved};
 pub use sums::PortSums;
 use sums::{Count, NodeSums, WorkerSums};
@@ -37,6 +38,11 @@ impl Identity {
         Identity { name: name.to_owned(), ifindex, mac: mac.to_string() }
     }
 
+    /// The interface's name and index.
+    pub fn place(&self) -> (&str, u32) {
+        (&self.name, self.ifindex)
+    }
+
     /// Of an interface that every daemon makes anew.
     pub fn own(name: &str) -> Self {
         Identity { name: name.to_owned(), ifindex: 0, mac: String::new() }
@@ -55,6 +61,8 @@ pub struct Carried {
     claimed: BTreeMap<PortId, PortSums>,
     /// Of ports that are not open, or not yet.
     waiting: BTreeMap<Identity, PortSums>,
+    /// What the programs' counters showed when the last daemon saved, or when this one last noted it.
+    programs: Vec<ProgramCounters>,
     saved: Instant,
     /// The last attempt to save failed, as was said.
     failing: bool,
@@ -87,6 +95,7 @@ impl Carried {
             workers: BTreeMap::new(),
             claimed: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            programs: Vec::new(),
             saved: Instant::now(),
             failing: false,
         };
@@ -102,8 +111,24 @@ impl Carried {
         *count = count.saturating_add(1);
         (self.node, self.workers) = (saved.node, saved.workers.into_iter().collect());
         self.waiting = saved.ports.into_iter().map(|(identity, sums)| (identity, sums.settled())).collect();
+        self.programs = saved.programs;
         let how = if saved.ended { "has ended" } else { "was killed" };
         tracing::info!("counters go on from those of the last daemon, which {how}");
+    }
+
+    /// What the programs' counters showed when the last daemon saved.
+    pub fn take_programs(&mut self) -> Vec<ProgramCounters> {
+        std::mem::take(&mut self.programs)
+    }
+
+    /// Notes what the programs' counters show, to be saved with the next count.
+    pub fn note_programs(&mut self, programs: Vec<ProgramCounters>) {
+        self.programs = programs;
+    }
+
+    /// What the programs counted for a port since the last daemon saved, which no daemon has told yet.
+    pub fn add_between(&mut self, identity: Identity, between: &PortSums) {
+        self.waiting.entry(identity).or_default().carry(between);
     }
 
     /// A port is open: it goes on from what is kept under its identity.
@@ -160,6 +185,7 @@ impl Carried {
             node: NodeSums::of(status),
             workers: workers.into_iter().collect(),
             ports: open.chain(waiting).collect(),
+            programs: self.programs.clone(),
         };
         match self.memory.save(&saved) {
             Ok(()) => self.failing = false,

@@ -13,6 +13,7 @@ mod render;
 
 use serde::Serialize;
 
+use crate::bpf::pins::{NoBpffs, find_root};
 use crate::compile::Wanted;
 use crate::config::{Config, ConfigError, DEFAULT_FRAMES};
 use crate::control;
@@ -100,6 +101,7 @@ pub fn check(config: &Result<Config, ConfigError>) -> Report {
     lines.extend(configuration(config));
     if let Ok(config) = config {
         lines.push(instance(config));
+        lines.push(survival(config));
         lines.extend(network::lines(config));
     }
     Report::new(lines)
@@ -140,6 +142,22 @@ fn instance(config: &Config) -> Line {
         Ok(_) => Line::ok("instance", format!("\"{name}\" does not run")),
         Err(error) => {
             Line::warn("instance", format!("cannot see whether \"{name}\" runs: {}", error.desc()), "run this as root")
+        }
+    }
+}
+
+/// Whether what is attached outlives the daemon.
+fn survival(config: &Config) -> Line {
+    let subject = "bpffs";
+    match find_root(&config.bpffs) {
+        Ok(root) => {
+            Line::ok(subject, format!("programs and maps outlive podlane in {}", root.join("podlane").display()))
+        }
+        Err(NoBpffs::Off) => Line::ok(subject, "programs and maps go when podlane stops, as configured"),
+        Err(error) => {
+            let sentence = error.to_string();
+            let (found, cure) = sentence.split_once(": ").unwrap_or((&sentence, "mount -t bpf bpf /sys/fs/bpf"));
+            Line::warn(subject, format!("{found}, so programs and maps go when podlane stops"), cure)
         }
     }
 }

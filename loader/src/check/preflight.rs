@@ -87,15 +87,17 @@ fn not_occupied(config: &Config) -> Result<(), ControlError> {
     }
 }
 
-/// Whether the bridge is one, and every uplink can be a port.
+/// Whether the bridge is one, and every uplink can be a port. Those that are not there yet are waited for.
 pub(super) fn interfaces(world: &World, config: &Config) -> Result<(), PreflightError> {
     let wanted = network::wanted(world, config, |link| link.rx_queues);
-    if wanted.bridge.is_none() {
+    // One that is not there may come; one that is something else is a mistake.
+    if wanted.bridge.is_none() && world.link_named(config.bridge.as_str()).is_some() {
         let cure = format!("name the pods' bridge with --bridge: {}", candidates(world, true));
         return Err(PreflightError::Interface { why: wanted.bridge_problem, cure });
     }
     let is_uplink = |name: &str| config.uplinks.iter().any(|uplink| uplink.as_str() == name);
-    match wanted.refused.into_iter().find(|refusal| is_uplink(&refusal.name)) {
+    let is_there = |name: &str| world.link_named(name).is_some();
+    match wanted.refused.into_iter().find(|refusal| is_uplink(&refusal.name) && is_there(&refusal.name)) {
         Some(refusal) => {
             let cure = format!("name an interface towards the other nodes with --uplink: {}", candidates(world, false));
             Err(PreflightError::Interface { why: refusal.why, cure })

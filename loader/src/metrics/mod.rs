@@ -209,6 +209,10 @@ impl Snapshot {
             counters(encoder, "takeovers", "Daemons from which a next one took the counters over, by their end", None)?;
         takeovers.counter(&vec![("previous", "ended")], counts.takeovers)?;
         takeovers.counter(&vec![("previous", "killed")], counts.takeovers_after_kill)?;
+        if let Some(gap_ms) = self.0.survival.gap_ms {
+            let help = "How long nobody kept the tables before this daemon took over";
+            gauges(encoder, "takeover_gap", help, Some(&Unit::Seconds))?.only_gauge(gap_ms / 1000.0)?;
+        }
         counters(encoder, "counters_save_failures", "Times that this daemon could not save its counters", None)?
             .only_counter(counts.save_failures)
     }

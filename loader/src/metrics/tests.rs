@@ -37,6 +37,7 @@ fn what_the_status_says_is_there() {
         ("podlane_refused_interfaces", 1.0),
         ("podlane_start_time_seconds", 1_795_400_000.25),
         ("podlane_takeovers_total{previous=\"killed\"}", 1.0),
+        ("podlane_takeover_gap_seconds", 0.14225),
         ("podlane_port_dropped_packets_total{port=\"eth0\",by=\"worker\",reason=\"tx_ring_full\"}", 0.0),
         ("podlane_worker_residence_seconds_bucket{le=\"0.000005\",worker=\"0\"}", 34_000.0),
         ("podlane_worker_residence_seconds_bucket{le=\"+Inf\",worker=\"0\"}", 1_234_002.0),

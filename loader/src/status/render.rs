@@ -58,6 +58,10 @@ impl Status {
         if let Some(carried) = self.carried() {
             field(out, "counters", &carried);
         }
+        if let Some(place) = &self.survival.pinned_at {
+            let gap = self.survival.gap_ms.map(|ms| format!("; taken over after {ms:.0} ms")).unwrap_or_default();
+            field(out, "pinned", &format!("{place}{gap}"));
+        }
         for (name, state) in switches {
             match sentence(state) {
                 Some(why) => field(out, name, &format!("off ({state}): {why}")),

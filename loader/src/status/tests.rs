@@ -157,6 +157,12 @@ pub(crate) fn example() -> Status {
         mirror: MirrorStatus { messages: 311, redumps: 1, overruns: 0, last_change_us: 412, slowest_change_us: 2_950 },
         learning: LearningStatus { reports: 4, accepted: 3, limited: 1 },
         counters: CountersStatus { since_s: 1_795_300_000.5, takeovers: 2, takeovers_after_kill: 1, save_failures: 0 },
+        survival: SurvivalStatus {
+            pinned_at: Some("/sys/fs/bpf/podlane/default/4026531840".to_owned()),
+            adopted_maps: true,
+            adopted_links: 3,
+            gap_ms: Some(142.25),
+        },
         accounts_balance: true,
     }
 }

@@ -9,6 +9,7 @@ mod differential;
 mod frames;
 mod live;
 mod net;
+mod pinning;
 mod reasons;
 mod repeating;
 mod steering;

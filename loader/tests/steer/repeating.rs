@@ -11,20 +11,26 @@ use podlane::bpf::{Steering, TcKind};
 use podlane_dataplane::afxdp::clock;
 use podlane_dataplane::forward::PassReason;
 use podlane_dataplane::limits;
-use podlane_dataplane::table::{Path, PortTable};
+use podlane_dataplane::table::{Path, PortTable, Tables};
 
 use crate::frames::{POD_A, POD_B, ip4};
 use crate::net::{self, Namespace, ifindex, ip};
 use crate::world::{A, B, tables};
 
 /// Two pods behind `host-a` and `host-b`, which nothing but the tc program connects.
-struct Node {
-    steering: Steering,
-    pods: [Namespace; 2],
+pub struct Node {
+    pub steering: Steering,
+    pub tables: Tables,
+    pub pods: [Namespace; 2],
 }
 
 impl Node {
     fn new(kind: TcKind) -> Self {
+        Node::over(Steering::load().unwrap(), kind)
+    }
+
+    /// With programs that are loaded already.
+    pub fn over(mut steering: Steering, kind: TcKind) -> Self {
         let pods = [Namespace::new(), Namespace::new()];
         for (pod, (name, mac)) in pods.iter().zip([("host-a", POD_A), ("host-b", POD_B)]) {
             ip(&format!("link add name {name} type veth peer name eth0 address {mac} netns {}", pod.path()));
@@ -37,7 +43,6 @@ impl Node {
                 ip(&format!("neigh add {} lladdr {mac} dev eth0", ip4(1, other)));
             });
         }
-        let mut steering = Steering::load().unwrap();
         steering.set_tc_kind(kind);
         let mut tables = tables([ifindex("host-a"), ifindex("host-b"), 1002, 1003]);
         let ports = tables.ports.iter().map(|(id, port)| {
@@ -54,10 +59,10 @@ impl Node {
             // Again changes nothing.
             steering.attach_repeat(ifindex(name), name).unwrap();
         }
-        Node { steering, pods }
+        Node { steering, tables, pods }
     }
 
-    fn vouch(&self) {
+    pub fn vouch(&self) {
         self.steering.vouch(clock::coarse_ns() + 60_000_000_000);
     }
 }
@@ -119,7 +124,7 @@ fn detaching_leaves_nothing() {
 }
 
 /// Whether a datagram from pod A reached pod B within a moment.
-fn arrives(node: &Node) -> bool {
+pub fn arrives(node: &Node) -> bool {
     let receiver = node.pods[1].enter(|| std::net::UdpSocket::bind((ip4(1, 11), 0)).unwrap());
     let port = receiver.local_addr().unwrap().port();
     receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
