@@ -337,8 +337,10 @@ large_frames_with_the_drop_in() {
     node mkdir -p /etc/systemd/system/podlane.service.d
     node cp /.test/repo/packaging/podlane-large-frames.conf /etc/systemd/system/podlane.service.d/
     node systemctl daemon-reload
+    config 'path = "af_xdp"'
     node systemctl restart podlane || return 1
-    until_ 10 has_mtu pod1 9000 || return 1
+    config 'local_mtu = 9000'
+    node systemctl reload podlane && until_ 10 has_mtu pod1 9000 || return 1
     pod pod1 ping -nq -c 3 -i 0.1 -W 2 -M "do" -s 8000 10.244.1.3 || return 1
     config 'path = "af_xdp"'
     # While it may still enter the pods.

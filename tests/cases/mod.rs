@@ -228,6 +228,7 @@ fn plain_cases() -> Vec<Case> {
         podlane_families("ended_daemon", lifecycle::ended),
         podlane_families("reload", reload::loses_nothing),
         podlane_families("reload_ports", reload::ports_go_and_come),
+        podlane_once("reload_bridge", reload::another_bridge),
         Case { paths: &[DataPath::AfXdp], ..once("reload_refused", reload::refused) },
         Case { paths: &[DataPath::AfXdp], ..once("service_manager", service::is_told) },
         Case { paths: &[DataPath::AfXdp, DataPath::Kernel], ..once("capabilities", service::capabilities) },

@@ -158,6 +158,34 @@ pub fn ports_go_and_come(bed: &mut Bed, family: Family) -> Result<()> {
     })
 }
 
+/// Another bridge: its ports are the bridge's members, and the way into the kernel is one of them; then the first one again.
+pub fn another_bridge(bed: &mut Bed) -> Result<()> {
+    let file = File::start(bed, "")?;
+    bed.sh("node1", "ip link add br9 type bridge && ip link set br9 up")?;
+    let member = |bed: &Bed| -> Result<String> {
+        let links: Value = serde_json::from_str(&bed.exec("node1", &["ip", "-j", "link", "show", "podlane1"])?)?;
+        Ok(links[0]["master"].as_str().unwrap_or_default().to_owned())
+    };
+    changes(bed, &file, "bridge = \"br9\"\n", &["bridge"])?;
+    wait_for("the host port to join br9", Duration::from_secs(5), || Ok((member(bed)? == "br9").then_some(())))?;
+    let status = bed.status(1)?;
+    ensure!(
+        status.bridge == "br9" && status.port("veth-pod1").is_none(),
+        "ports of another bridge: {:?}",
+        status.ports
+    );
+    ensure!(status.port("eth0").is_some(), "an uplink is the same whatever the bridge");
+    changes(bed, &file, "", &["bridge"])?;
+    wait_for("the host port to join cbr0", Duration::from_secs(5), || Ok((member(bed)? == "cbr0").then_some(())))?;
+    bed.exec("node1", &["ip", "link", "del", "br9"])?;
+    for to in ["pod2", "pod4"] {
+        bed.warm_up(&bed.way("pod1", to, Family::V4)?)?;
+    }
+    drop(file);
+    bed.stop_daemon(1)?;
+    bed.start_daemon(1)
+}
+
 /// A file that is wrong, in itself or on this node, changes nothing and says why, to whoever asks.
 pub fn refused(bed: &mut Bed) -> Result<()> {
     let file = File::start(bed, "skip = [\"veth-pod3\"]\n")?;

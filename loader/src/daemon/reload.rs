@@ -145,14 +145,12 @@ impl Daemon {
         {
             engine.set_idle_spin(new.config.idle_spin.as_micros() as u32);
         }
-        let metrics = of(&["metrics_address"]);
-        let nothing = new.changed.is_empty();
-        self.config = new.config;
-        if metrics {
+        if of(&["metrics_address"]) {
+            // At the same port as before, upkeep listens as soon as the old listener is gone.
             (self.metrics, self.metrics_note) = (new.metrics, None);
-            self.start_metrics();
         }
-        if nothing {
+        self.config = new.config;
+        if new.changed.is_empty() {
             return None;
         }
         self.follow(Changes::LINKS).err().map(|error| format!("not all of it is in force: {error}"))
