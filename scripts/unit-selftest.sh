@@ -234,7 +234,12 @@ installs_and_starts() {
     node /.test/repo/scripts/install.sh --binary /.test/podlane || return 1
     shorten_watchdog
     config 'path = "af_xdp"'
-    node systemctl start podlane && is "$(node systemctl is-active podlane)" active
+    node systemctl start podlane && is "$(node systemctl is-active podlane)" active && pins
+}
+
+# What outlives the daemon is where the host sees it.
+pins() {
+    is "$(status "status['pinned_at'].split('/default')[0]")" /sys/fs/bpf/podlane && node test -d /sys/fs/bpf/podlane/default
 }
 
 is_confined() {
@@ -255,28 +260,19 @@ workers_run_first() {
     local pid worker
     pid=$(main_pid)
     for worker in $(threads "$pid" 'podlane-w*'); do
-        # The 19th word, and the name in front of it has no space.
-        is "$(node cut -d' ' -f19 "/proc/$pid/task/$worker/stat")" -5 || return 1
+        is "$(nice_of "$worker")" $(($(nice_of "$pid") - 5)) || return 1
     done
 }
+# The 19th word of a thread's line, whose name has no space.
+nice_of() { node cut -d' ' -f19 "/proc/$(main_pid)/task/$1/stat"; }
 
-# Runs a check with limits that the unit raises. Where root itself may not raise limits, as in some virtual machines, with the
-# capabilities for which the limits do not apply.
-with_limits() {
-    local code=0 file=/etc/systemd/system/podlane.service.d/limits.conf
-    if node capsh --has-p=cap_sys_resource 2>/dev/null; then
-        "$@"
-        return
-    fi
-    node mkdir -p "${file%/*}"
+# Where root itself may not raise limits, as in some virtual machines, the capabilities for which they do not apply.
+lift_limits() {
+    local file=/etc/systemd/system/podlane.service.d/limits.conf
+    ! node capsh --has-p=cap_sys_resource 2>/dev/null || return 0
     node sh -c "printf '[Service]\nCapabilityBoundingSet=CAP_IPC_LOCK CAP_SYS_NICE\n' >$file"
     node systemctl daemon-reload
     node systemctl restart podlane
-    "$@" || code=$?
-    node rm "$file"
-    node systemctl daemon-reload
-    node systemctl restart podlane
-    return "$code"
 }
 
 complains_of_nothing() {
@@ -416,14 +412,15 @@ start
 check 'it is installed, and ready when systemctl says so' installs_and_starts
 ((FAILED == 0)) || exit 1
 check 'the process has four capabilities, its threads none' is_confined
-check 'workers run before ordinary threads' with_limits workers_run_first
+check 'limits are lifted, by the unit or for this test' lift_limits
+check 'workers run before ordinary threads' workers_run_first
 check 'traffic takes the af_xdp path' traffic_takes forwarded
 check 'status, trace and metrics answer' answers
-check 'captures work' with_limits captures
+check 'captures work' captures
 check 'it complains of nothing' complains_of_nothing
 check 'systemctl reload brings a file into force' reloads
 check 'traffic takes the kernel path' traffic_takes repeated
-check 'captures work there too' with_limits captures
+check 'captures work there too' captures
 check 'it still complains of nothing' complains_of_nothing
 check 'a wrong file is refused by systemctl reload, and changes nothing' refuses
 check 'SIGHUP reads it again, and what needs a restart is named' reloads_by_signal
