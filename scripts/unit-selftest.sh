@@ -238,9 +238,7 @@ installs_and_starts() {
 }
 
 # What outlives the daemon is where the host sees it.
-pins() {
-    is "$(status "status['pinned_at'].split('/default')[0]")" /sys/fs/bpf/podlane && node test -d /sys/fs/bpf/podlane/default
-}
+pins() { node test -d /sys/fs/bpf/podlane/default && fails has "$(journal)" 'programs and maps go when podlane stops'; }
 
 is_confined() {
     local pid worker
