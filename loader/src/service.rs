@@ -27,13 +27,24 @@ pub struct Service {
     told: String,
     told_at: Option<Instant>,
     hangs: bool,
+    last_turn: Option<Instant>,
+    /// Since when the loop itself has come around without a pause.
+    steady_since: Option<Instant>,
 }
 
 impl Service {
     /// As the environment says.
     pub fn from_environment() -> Self {
         let pause = sd_notify::watchdog_enabled().map(|period| period / SIGNS);
-        Service { pause, last_sign: None, told: String::new(), told_at: None, hangs: false }
+        Service {
+            pause,
+            last_sign: None,
+            told: String::new(),
+            told_at: None,
+            hangs: false,
+            last_turn: None,
+            steady_since: None,
+        }
     }
 
     /// The daemon works.
@@ -58,13 +69,18 @@ impl Service {
     /// ages of their heartbeats; and a sentence, if it has changed.
     pub fn turn(&mut self, heartbeat_ages: impl Iterator<Item = Duration>, sentence: impl FnOnce() -> String) {
         let now = Instant::now();
+        // A process that was stopped as a whole finds old heartbeats when it goes on: the workers get time to beat first.
+        if self.last_turn.replace(now).is_none_or(|last| now.duration_since(last) >= FRESH / 2) {
+            self.steady_since = Some(now);
+        }
+        let is_steady = self.steady_since.is_some_and(|since| now.duration_since(since) >= FRESH);
         let is_due = |last: Option<Instant>, pause| last.is_none_or(|last| now.duration_since(last) >= pause);
         let (sign_due, tell_due) =
             (self.pause.is_some_and(|pause| is_due(self.last_sign, pause)), is_due(self.told_at, TELL));
         if !sign_due && !tell_due {
             return;
         }
-        let hanging = hanging(heartbeat_ages);
+        let hanging = hanging(heartbeat_ages).filter(|_| is_steady);
         if sign_due && hanging.is_none() {
             self.last_sign = Some(now);
             send(&[NotifyState::Watchdog]);
@@ -136,7 +152,12 @@ mod tests {
 
     #[test]
     fn signs_of_life_are_sent_so_often_that_three_may_be_lost() {
-        let service = |pause| Service { pause, last_sign: None, told: String::new(), told_at: None, hangs: false };
+        let service = |pause| Service {
+            pause,
+            last_turn: Some(Instant::now()),
+            steady_since: Instant::now().checked_sub(FRESH),
+            ..Service::from_environment()
+        };
         let mut watched = service(Some(Duration::from_secs(1000)));
         watched.turn(std::iter::once(Duration::ZERO), String::new);
         let first = watched.last_sign.expect("the first is due at once");
@@ -150,6 +171,9 @@ mod tests {
             "{}",
             hanging.told
         );
+        let mut resumed = Service { last_turn: None, ..service(None) };
+        resumed.turn(std::iter::once(FRESH * 2), || "serving".to_owned());
+        assert!(!resumed.hangs, "the loop itself has only just come around");
         let mut unwatched = service(None);
         unwatched.turn(std::iter::once(Duration::ZERO), || "serving".to_owned());
         assert_eq!((unwatched.last_sign, unwatched.told.as_str()), (None, "serving"));
