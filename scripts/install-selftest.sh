@@ -63,6 +63,10 @@ if command -v systemd-analyze >/dev/null; then
     sed "s|/usr/local/bin|$DEST/usr/local/bin|" "$DEST/usr/local/lib/systemd/system/podlane.service" >"$WORK/podlane.service"
     # Other units of this machine, and its missing manual pages, are not judged here.
     check 'the unit is sound' is "$(systemd-analyze verify --man=no "$WORK/podlane.service" 2>&1 | grep podlane.service || true)" ''
+    # Exposure in tenths, of at most 100; what is left is what a dataplane is for: the node's network, BPF, being root.
+    if systemd-analyze security --help | grep -q -- --offline; then
+        check 'the unit is confined' systemd-analyze security --offline=yes --threshold=27 "$WORK/podlane.service" >/dev/null
+    fi
 fi
 
 # ── again ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

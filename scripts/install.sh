@@ -176,6 +176,7 @@ do_install() {
         unit=$(unit_directory)
         sed "s|/usr/local/bin/podlane|$PREFIX/bin/podlane|" "$ROOT/packaging/podlane.service" >"$work/podlane.service"
         put 644 "$work/podlane.service" "$unit/podlane.service"
+        put 644 "$ROOT/packaging/podlane-large-frames.conf" "$PREFIX/share/doc/podlane/podlane-large-frames.conf"
     fi
     finish_list
     reload_systemd
@@ -210,6 +211,18 @@ remove_file() { # PATH
     fi
 }
 
+# What stopped daemons have left on this node (programs, the host port, pods' sizes) goes before the program that knows of it.
+detach() {
+    local pins
+    [[ -z $DESTDIR && -x $PREFIX/bin/podlane && $EUID -eq 0 ]] || return 0
+    for pins in /sys/fs/bpf/podlane/*/ /default/; do
+        pins=${pins%/}
+        [[ ${pins##*/} != '*' ]] || continue
+        "$PREFIX/bin/podlane" detach --instance "${pins##*/}" ||
+            fail "what Podlane left on this node is not all removed; see above, and do it again."
+    done
+}
+
 do_uninstall() {
     local path directory
     [[ -f $DESTDIR$LIST ]] || fail "there is no $DESTDIR$LIST: nothing is installed under this prefix."
@@ -218,6 +231,7 @@ do_uninstall() {
         { systemctl -q is-active podlane || systemctl -q is-enabled podlane; } 2>/dev/null; then
         fail "the service runs, or is to be started: end it first with 'systemctl disable --now podlane'."
     fi
+    detach
     while IFS= read -r path; do
         [[ -z $path ]] || remove_file "$path"
     done < <(printf '%s\n' "${!OLD[@]}" | sort)

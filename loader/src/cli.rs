@@ -52,8 +52,8 @@ enum Command {
     /// Forward, in the foreground, until SIGTERM or SIGINT; log to stderr
     ///
     /// Looks first whether the node has what is needed, and ends with a sentence if not, before anything is touched. Says
-    /// "podlane is ready" when every port is attached. When it ends, its programs stay and pass everything to the kernel, until it is
-    /// started again or `podlane detach` takes them off.
+    /// "podlane is ready" when every port is attached. On SIGHUP it reads its configuration again (see `podlane reload`). When it
+    /// ends, its programs stay and pass everything to the kernel, until it is started again or `podlane detach` takes them off.
     Run(RunOptions),
     /// Show ports, workers, tables and every frame's whereabouts of a running daemon
     Status(StatusOptions),
@@ -66,6 +66,12 @@ enum Command {
     ///
     /// Holds until the daemon ends; the configuration says what holds from the start.
     Path(PathOptions),
+    /// Read the configuration again, without losing a packet
+    ///
+    /// The file is judged as a whole first, also against this node: if anything is wrong, nothing changes, and this ends with 2.
+    /// Otherwise everything that can change while the daemon runs is in force when this ends; settings that cannot are
+    /// named, and keep their value until the restart. SIGHUP does the same.
+    Reload(ReloadOptions),
     /// Tell what this node does with a packet, step by step, from the daemon's live tables
     ///
     /// FROM and TO are pods, by IP address, by name (namespace/pod, or pod if only one here has it) or by the interface of their
@@ -229,6 +235,19 @@ struct PathOptions {
     #[arg(value_name = "IFACE")]
     ports: Vec<String>,
     /// Name of the daemon to ask
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    instance: String,
+    /// Print JSON for programs instead of lines
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ReloadOptions {
+    /// Change nothing, only say what would change and what is wrong
+    #[arg(long)]
+    check: bool,
+    /// Name of the daemon to tell
     #[arg(long, value_name = "NAME", default_value = "default")]
     instance: String,
     /// Print JSON for programs instead of lines
@@ -429,6 +448,7 @@ pub fn execute<E: Display>(
         Command::Status(options) => show_status(&options, out, err),
         Command::Top(options) => show_top(options, out, err),
         Command::Path(options) => change_path(options, out, err),
+        Command::Reload(options) => reload(&options, out, err),
         Command::Trace(options) => show_trace(options, out, err),
         Command::Capture(options) => run_capture(&options, out, err),
         Command::Explain(options) => show_explanation(options, out, err),
@@ -568,6 +588,25 @@ fn change_path(options: PathOptions, out: &mut impl Write, err: &mut impl Write)
             let line = |port: &control::PortPath| format!("{}: {} ({})\n", port.name, port.path, port.why);
             print(&ports.iter().map(line).collect::<String>(), out, err)
         }
+        Err(error) => complain(err, FAILED, error),
+    }
+}
+
+/// How long a daemon may take to open and close ports.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
+
+fn reload(options: &ReloadOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
+    let instance = match instance_of(&options.instance, err) {
+        Ok(instance) => instance,
+        Err(code) => return code,
+    };
+    match control::ask_reload(instance.as_str(), options.check, RELOAD_PATIENCE) {
+        Ok((answer, outcome)) if options.json => match print(&format!("{answer}\n"), out, err) {
+            DONE if outcome.is_refused() => MISUSED,
+            code => code,
+        },
+        Ok((_, outcome)) if outcome.is_refused() => complain(err, MISUSED, outcome.complaint()),
+        Ok((_, outcome)) => print(&outcome.render(), out, err),
         Err(error) => complain(err, FAILED, error),
     }
 }
@@ -722,6 +761,14 @@ fn print(text: &str, out: &mut impl Write, err: &mut impl Write) -> u8 {
     }
 }
 
+/// The long options of `podlane run`, with their dashes.
+#[cfg(test)]
+pub(crate) fn options_of_run() -> Vec<String> {
+    let command = CommandLine::command();
+    let run = command.find_subcommand("run").expect("there is such a command");
+    run.get_arguments().filter_map(|argument| Some(format!("--{}", argument.get_long()?))).collect()
+}
+
 fn complain(err: &mut impl Write, code: u8, sentence: impl Display) -> u8 {
     let _ = writeln!(err, "podlane: {}", printable::lines(&sentence.to_string()));
     code
@@ -763,6 +810,7 @@ mod tests {
             "status --help",
             "top --help",
             "path --help",
+            "reload --help",
             "trace --help",
             "explain --help",
             "capture --help",

@@ -4,6 +4,8 @@
 //! descriptor: learn reports of workers, entries to keep alive in the kernel, ports to try again. Everything that writes
 //! tables happens here, on one thread, so there is one writer for the engine's snapshots and for the BPF maps.
 
+mod reload;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -32,7 +34,10 @@ use crate::mirror::world::{LinkKind, World};
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::names::{Interface, Names, PodName};
 use crate::ports::{Candidate, OpenPort, PathPolicy, Ports, path_name};
+use crate::privileges;
+use crate::reload::Outcome;
 use crate::report;
+use crate::service::Service;
 use crate::survival::{self, Survival};
 use crate::takeover::{self, Start, TakeOverError};
 use crate::trace::{self, Question};
@@ -91,19 +96,23 @@ pub enum RunError {
     DeadWorker(usize),
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT; reads the configuration again on SIGHUP.
 ///
 /// # Errors
 /// [`RunError`]. What is pinned is left for the next daemon, on an error as well; without pins everything that was changed on
 /// the node is undone before this returns.
 pub fn run(config: Config, start: Start) -> Result<(), RunError> {
-    let signals = catch_signals()?;
+    let signals = Signals::catch()?;
+    privileges::no_new();
     raise_session();
-    let mut start = start;
+    let (mut config, mut start) = (config, start);
     loop {
         let begun = Instant::now();
-        let mut daemon = Daemon::start(config.clone(), start)?;
+        let mut daemon = Daemon::start(config, start)?;
         let result = daemon.serve(&signals);
+        if !matches!(result, Err(RunError::HostPortGone(_))) {
+            daemon.service.stopping();
+        }
         daemon.end();
         match result {
             // The sockets share their memory through one that is bound to it, so everything begins anew.
@@ -116,16 +125,37 @@ pub fn run(config: Config, start: Start) -> Result<(), RunError> {
             }
             result => return result,
         }
+        // As it is in force by now, not as it was at the start.
+        config = daemon.config;
     }
 }
 
-fn catch_signals() -> Result<UnixStream, std::io::Error> {
-    let (reader, writer) = UnixStream::pair()?;
-    reader.set_nonblocking(true)?;
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
+/// What somebody outside wants, by signal.
+struct Signals {
+    /// SIGTERM and SIGINT.
+    end: UnixStream,
+    /// SIGHUP.
+    reload: UnixStream,
+}
+
+impl Signals {
+    fn catch() -> Result<Signals, std::io::Error> {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let pipe = |signals: &[i32]| {
+            let (reader, writer) = UnixStream::pair()?;
+            reader.set_nonblocking(true)?;
+            for signal in signals {
+                signal_hook::low_level::pipe::register(*signal, writer.try_clone()?)?;
+            }
+            Ok::<_, std::io::Error>(reader)
+        };
+        Ok(Signals { end: pipe(&[SIGTERM, SIGINT])?, reload: pipe(&[SIGHUP])? })
     }
-    Ok(reader)
+
+    /// Whether one has come; several are as good as one.
+    fn has_come(mut pipe: &UnixStream) -> bool {
+        matches!(pipe.read(&mut [0; 64]), Ok(count) if count > 0)
+    }
 }
 
 /// Where the kernel schedules by session (`sched_autogroup_enabled`), the workers' priority counts only within ours, so it is
@@ -256,6 +286,11 @@ pub struct Daemon {
     captures: Captures,
     /// Ends with the daemon.
     metrics: Option<metrics::http::Server>,
+    /// Why there are none although they are wanted.
+    pub(crate) metrics_note: Option<String>,
+    service: Service,
+    /// What became of the last reading of the configuration.
+    pub(crate) reloaded: Outcome,
     last_upkeep: Instant,
 }
 
@@ -315,8 +350,7 @@ impl Daemon {
             queues: 1,
             tx_queues: 1,
         };
-        let port_paths = config.port_paths.iter().map(|(name, choice)| (name.as_str().to_owned(), *choice));
-        let policy = PathPolicy { all: config.path, ports: port_paths.collect(), said: false };
+        let policy = reload::policy(&config);
         let now = Instant::now();
         let mut daemon = Daemon {
             started: now,
@@ -348,6 +382,9 @@ impl Daemon {
             letting_go: false,
             captures: Captures::default(),
             metrics: None,
+            metrics_note: None,
+            service: Service::from_environment(),
+            reloaded: Outcome::default(),
             last_upkeep: now,
             config,
         };
@@ -365,7 +402,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn serve(&mut self, mut signals: &UnixStream) -> Result<(), RunError> {
+    fn serve(&mut self, signals: &Signals) -> Result<(), RunError> {
         if let Some(engine) = &self.engine {
             engine.wait_for_workers()?;
         }
@@ -375,6 +412,7 @@ impl Daemon {
         // A kill from here on is one of a running daemon.
         self.save_counters(false);
         self.start_metrics();
+        self.service.ready();
         tracing::info!("podlane is ready: {ports} ports, workers: {}, tables {generation}", self.config.workers());
         loop {
             // An older snapshot that could not be replaced must not be trusted; workers judge by the newer one.
@@ -382,10 +420,12 @@ impl Daemon {
                 self.vouch();
             }
             self.wait(signals)?;
-            let mut byte = [0; 16];
-            if matches!(signals.read(&mut byte), Ok(count) if count > 0) {
+            if Signals::has_come(&signals.end) {
                 tracing::info!("stopping on a signal");
                 return Ok(());
+            }
+            if Signals::has_come(&signals.reload) {
+                self.reload(false);
             }
             let read = Instant::now();
             let changes = self.mirror.read()?;
@@ -404,12 +444,25 @@ impl Daemon {
                 self.upkeep()?;
             }
             self.answer();
+            self.sign_of_life();
             if self.letting_go {
                 tracing::info!("letting go: another process takes over, or detaches");
                 return Ok(());
             }
             self.captures.end(&mut self.steering, &self.publisher);
         }
+    }
+
+    /// Only here, at the end of a turn: a loop that hangs anywhere gives none.
+    fn sign_of_life(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        let ports = self.ports.open().count().saturating_sub(1);
+        let workers = engine.workers();
+        let refused = self.reloaded.is_refused();
+        self.service.turn(engine.heartbeat_ages(), || {
+            let end = if refused { "; its configuration was refused, see `podlane status`" } else { "" };
+            format!("ports: {ports}, workers: {workers}{end}")
+        });
     }
 
     /// The bridge and the uplinks that are not there yet; the status names them for as long as they are not.
@@ -426,10 +479,11 @@ impl Daemon {
         self.survival.in_force(now_ns);
     }
 
-    fn wait(&self, signals: &UnixStream) -> Result<(), RunError> {
+    fn wait(&self, signals: &Signals) -> Result<(), RunError> {
         let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
         let mut fds =
-            vec![PollFd::new(self.mirror.fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            vec![PollFd::new(self.mirror.fd(), PollFlags::POLLIN), PollFd::new(signals.end.as_fd(), PollFlags::POLLIN)];
+        fds.push(PollFd::new(signals.reload.as_fd(), PollFlags::POLLIN));
         if let Some(control) = &self.control {
             fds.extend(control.poll_fds());
         }
@@ -698,6 +752,7 @@ impl Daemon {
         if !changes.is_empty() {
             self.follow(changes)?;
         }
+        self.start_metrics();
         self.tell_names();
         self.catch_up();
         self.keep_entries_alive();
@@ -757,6 +812,10 @@ impl Daemon {
         control.serve(|request| match request {
             Request::Path { path, ports } => self.change_paths(&path, &ports),
             Request::Trace(question) => self.trace(&question),
+            Request::Reload { only_check } => match serde_json::to_value(self.reload(only_check)) {
+                Ok(outcome) => Response::Value(outcome),
+                Err(error) => Response::Error(error.to_string()),
+            },
             Request::LetGo { until_ns } if until_ns < clock::coarse_ns() => {
                 Response::Error("it is too late to let go: whoever asked waits no more".to_owned())
             }
@@ -848,14 +907,17 @@ impl Daemon {
         self.publisher.current()
     }
 
-    /// A node forwards as well without its metrics being told.
+    /// A node forwards as well without its metrics being told; it is tried again every second.
     fn start_metrics(&mut self) {
-        let Some(address) = self.config.metrics_address else { return };
+        let Some(address) = self.config.metrics_address.filter(|_| self.metrics.is_none()) else { return };
         match metrics::http::Server::start(address, self.config.instance.as_str()) {
-            Ok(server) => self.metrics = Some(server),
+            Ok(server) => (self.metrics, self.metrics_note) = (Some(server), None),
             Err(error) => {
-                tracing::warn!("{error}");
-                self.config.notes.push(error.to_string());
+                let sentence = error.to_string();
+                if self.metrics_note.as_ref() != Some(&sentence) {
+                    tracing::warn!("{sentence}");
+                }
+                self.metrics_note = Some(sentence);
             }
         }
     }

@@ -12,7 +12,7 @@ use crossbeam::channel::{self, RecvTimeoutError, Sender};
 use crossbeam::queue::ArrayQueue;
 use podlane_dataplane::afxdp::{
     BindError, BindOptions, ClosedSocket, Heartbeats, Socket, SocketHandle, Umem, UmemError, Waiter, Waker, XskMode,
-    clock,
+    clock, raise_priority,
 };
 use podlane_dataplane::table::learn::LearnReport;
 use podlane_dataplane::table::{Activity, Publisher};
@@ -21,6 +21,8 @@ use podlane_dataplane::worker::{
     WorkerCounters, WorkerParts, capacity, run,
 };
 use podlane_dataplane::{PortId, limits};
+
+use crate::privileges;
 
 /// How long a worker may take to answer before it is given up. It answers between two batches, but a machine that is short
 /// of CPU may keep it from running for a while, and what it owes is lost when it is given up.
@@ -243,7 +245,12 @@ impl Engine {
             heartbeat.beat(clock::coarse_ns());
             let thread = std::thread::Builder::new()
                 .name(format!("podlane-w{id}"))
-                .spawn(move || run(worker, reader, heartbeat, waiter, idle, Some(cpu)))
+                .spawn(move || {
+                    // It takes a capability, the last thing that does.
+                    raise_priority();
+                    privileges::renounce();
+                    run(worker, reader, heartbeat, waiter, idle, Some(cpu));
+                })
                 .map_err(|source| EngineError::Thread { worker: id, source })?;
             self.workers.push(WorkerHandle {
                 cpu,
@@ -424,6 +431,16 @@ impl Engine {
     /// When any worker last used entry `index`, seconds of the monotonic clock; 0 for never.
     pub fn last_used_s(&self, index: u32) -> u32 {
         self.workers.iter().map(|worker| worker.activity.last_used_s(index)).max().unwrap_or(0)
+    }
+
+    /// How old each worker's heartbeat is.
+    pub fn heartbeat_ages(&self) -> impl Iterator<Item = Duration> {
+        (0..self.workers.len()).map(|worker| Duration::from_nanos(self.worker(worker).2))
+    }
+
+    /// Has the workers keep looking for so long before they sleep, microseconds.
+    pub fn set_idle_spin(&self, spin_us: u32) {
+        self.tell_all(|_| Command::SetIdle(IdlePolicy { spin_us }));
     }
 
     /// How the sockets are bound.

@@ -6,7 +6,8 @@
 //! closes sockets, [`large`] gives pods larger frames for each other, [`carry`] has counters outlive a restart and [`survival`]
 //! everything else ([`takeover`] and [`detach`] end that), [`daemon`] is the one loop that ties them together, and [`control`] and [`status`] answer questions. [`capture`] tells what passes,
 //! [`log`] what the daemon says, [`tables`] what it believes, [`bugreport`] collects all of it, and [`generate`] makes the manual
-//! from the commands.
+//! from the commands. [`reload`] says what a changed configuration changes, [`service`] tells the service manager,
+//! [`privileges`] has threads give up what they do not need.
 
 pub mod bpf;
 pub mod bugreport;
@@ -30,7 +31,10 @@ pub mod mirror;
 pub mod names;
 pub mod ports;
 pub mod printable;
+pub mod privileges;
+pub mod reload;
 mod report;
+pub mod service;
 pub mod status;
 pub mod survival;
 pub mod tables;

@@ -46,6 +46,7 @@ pub fn answer(daemon: &Daemon, request: &Request) -> Response {
         Request::Capture(_) => Response::Error("the daemon starts captures by itself".to_owned()),
         Request::LetGo { .. } => Response::Error("the daemon lets go by itself".to_owned()),
         Request::Path { .. } => Response::Error("the daemon changes paths by itself".to_owned()),
+        Request::Reload { .. } => Response::Error("the daemon reads its configuration by itself".to_owned()),
     }
 }
 
@@ -72,6 +73,8 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
     let tables = daemon.tables();
     let engine = daemon.engine.as_ref();
     let mut notes = config.notes.clone();
+    notes.extend(daemon.metrics_note.clone());
+    notes.extend(daemon.reloaded.notes());
     notes.extend(mode_notes(daemon).map(str::to_owned));
     notes.extend(daemon.large.notes().map(str::to_owned));
     notes.extend(daemon.carried.note());

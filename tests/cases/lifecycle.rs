@@ -88,7 +88,7 @@ impl Flows {
 
 /// Takes a case's measurement of the pause, again where it is too long: another program may have had the processors just
 /// then. A way that is really blocked is so each time.
-fn taken_over(bed: &mut Bed, family: Family, measure: fn(&mut Bed, Family) -> Result<f64>) -> Result<()> {
+pub(super) fn taken_over(bed: &mut Bed, family: Family, measure: fn(&mut Bed, Family) -> Result<f64>) -> Result<()> {
     let mut pauses = Vec::new();
     for _ in 0..3 {
         let pause = measure(bed, family)?;

@@ -16,7 +16,9 @@ mod node;
 mod outside;
 mod ping;
 mod pods;
+mod reload;
 mod routes;
+mod service;
 mod survival;
 mod trace;
 mod walk;
@@ -224,6 +226,12 @@ fn plain_cases() -> Vec<Case> {
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),
         podlane_families("ended_daemon", lifecycle::ended),
+        podlane_families("reload", reload::loses_nothing),
+        podlane_families("reload_ports", reload::ports_go_and_come),
+        podlane_once("reload_bridge", reload::another_bridge),
+        Case { paths: &[DataPath::AfXdp], ..once("reload_refused", reload::refused) },
+        Case { paths: &[DataPath::AfXdp], ..once("service_manager", service::is_told) },
+        Case { paths: &[DataPath::AfXdp, DataPath::Kernel], ..once("capabilities", service::capabilities) },
         Case { paths: &[DataPath::AfXdp], ..families("path_changes", lifecycle::path_changes) },
         Case { paths: &[DataPath::AfXdp], ..once("wrong_path_changes", lifecycle::wrong_path_changes) },
     ]);

@@ -113,6 +113,8 @@ impl Mapping {
         let mapping = Self::map(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)?;
         // Only a wish: a kernel without huge pages refuses it, and ordinary ones do as well.
         let _ = mapping.advise(libc::MADV_HUGEPAGE);
+        // A dump of the daemon must not hold the pods' packets.
+        let _ = mapping.advise(libc::MADV_DONTDUMP);
         mapping.advise(libc::MADV_POPULATE_WRITE)?;
         Ok(mapping)
     }
@@ -134,7 +136,7 @@ impl Mapping {
     }
 
     fn advise(&self, advice: libc::c_int) -> io::Result<()> {
-        // SAFETY: the range is our own mapping, and neither of the advices that are given changes a byte of it.
+        // SAFETY: the range is our own mapping, and none of the advices that are given changes a byte of it.
         match unsafe { libc::madvise(self.base.as_ptr().cast(), self.bytes, advice) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

@@ -3,6 +3,7 @@
 use crossbeam::channel::Sender;
 
 use super::audit::FrameCount;
+use super::run::IdlePolicy;
 use crate::addr::PortId;
 use crate::afxdp::ClosedSocket;
 
@@ -27,6 +28,8 @@ pub enum Command<Q> {
     },
     /// The port through which packets go to the kernel.
     SetHostPort(PortId),
+    /// Do this without work from now on; the run loop's own affair.
+    SetIdle(IdlePolicy),
     /// Stop serving `port`; its queues come back through `reply`, to be closed.
     RemovePort {
         /// The port.

@@ -169,6 +169,8 @@ impl<Q: QueueIo> Worker<Q> {
             Command::AddQueue { port, queue, transmits } => self.add_queue(port, queue, transmits),
             Command::SetEgress { port, egress } => self.egress[port.index()] = egress,
             Command::SetHostPort(port) => self.host_port = Some(port),
+            // The run loop keeps it to itself.
+            Command::SetIdle(_) => {}
             Command::RemovePort { port, reply } => {
                 let _ = reply.send(self.remove_port(port));
             }

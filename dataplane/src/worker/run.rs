@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::{Command, Worker, WorkerCounters};
-use crate::afxdp::{Heartbeat, QueueIo, Slept, Waiter, clock, raise_priority};
+use crate::afxdp::{Heartbeat, QueueIo, Slept, Waiter, clock};
 use crate::limits;
 use crate::table::Reader;
 
@@ -30,8 +30,7 @@ pub fn run<Q: QueueIo>(
         // worker is better than none.
         core_affinity::set_for_current(core_affinity::CoreId { id });
     }
-    raise_priority();
-    let spin_ns = u64::from(idle.spin_us) * 1000;
+    let mut spin_ns = u64::from(idle.spin_us) * 1000;
     let mut idle_since_ns = None;
     let mut busy = Busy { since_ns: clock::precise_ns(), noted_ns: 0 };
     let mut busy_turns = 0u32;
@@ -39,7 +38,9 @@ pub fn run<Q: QueueIo>(
         let now_ns = clock::coarse_ns();
         heartbeat.beat(now_ns);
         while let Some(command) = worker.next_command() {
-            if obey(&mut worker, &waiter, command).is_break() {
+            if let Command::SetIdle(idle) = command {
+                spin_ns = u64::from(idle.spin_us) * 1000;
+            } else if obey(&mut worker, &waiter, command).is_break() {
                 return;
             }
         }

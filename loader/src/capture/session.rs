@@ -24,6 +24,7 @@ use serde_json::json;
 
 use super::wire::{Message, Packet, Seer};
 use crate::bpf::{EventRings, Place, ProgramRecord, RECORD_BYTES, Records};
+use crate::privileges;
 
 /// How often the rings are looked into. They hold what comes in several times as long, even at full rate.
 const PERIOD: Duration = Duration::from_millis(5);
@@ -133,6 +134,8 @@ fn run(parts: Parts, stop: &AtomicBool, report: &Sender<Go>, start: &Receiver<Go
         Ok(Err(sentence)) => return refuse(parts.stream, &sentence),
         Err(_) => return,
     }
+    // From here on it reads what is open, and writes to the client.
+    privileges::renounce();
     let mut teller = Teller {
         client: Client { stream: parts.stream, stop },
         tap: parts.tap,

@@ -14,10 +14,13 @@ mod render;
 use serde::Serialize;
 
 use crate::bpf::pins::{NoBpffs, find_root};
+use crate::compile::Wanted;
 use crate::config::{Config, ConfigError, DEFAULT_FRAMES};
 use crate::control;
+use crate::mirror::World;
 use podlane_dataplane::limits::CHUNK_SIZE;
 
+pub(crate) use network::candidates;
 pub use preflight::{PreflightError, preflight};
 pub use privileges::{Memlock, NEEDED_CAPABILITIES, missing_capabilities};
 
@@ -84,6 +87,11 @@ impl Report {
         let ok = checks.iter().all(|line| line.level != Level::Fail);
         Report { schema: 1, version: env!("CARGO_PKG_VERSION").to_owned(), ok, checks }
     }
+}
+
+/// What a daemon of this configuration would do with these interfaces.
+pub(crate) fn wanted(world: &World, config: &Config) -> Wanted {
+    network::wanted(world, config, |link| link.rx_queues)
 }
 
 /// Looks at this node. With a configuration that cannot be used the machine is looked at all the same.

@@ -158,7 +158,7 @@ fn port_named<'w>(world: &'w World, wanted: &'w Wanted, name: &str) -> Option<(&
 }
 
 /// Names of interfaces that might have been meant.
-pub(super) fn candidates(world: &World, bridges: bool) -> String {
+pub(crate) fn candidates(world: &World, bridges: bool) -> String {
     let fits = |link: &&Link| match bridges {
         true => link.kind == LinkKind::Bridge,
         false => link.master.is_none() && !link.loopback && link.kind != LinkKind::Bridge && link.mac.is_station(),

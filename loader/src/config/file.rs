@@ -55,6 +55,18 @@ pub fn load(path: &Path) -> Result<String, Problem> {
     })
 }
 
+/// Whether reading the file once more cannot keep the reader waiting: a pipe was read once, and then is empty or stuck.
+pub fn can_be_read_again(path: &Path) -> Result<(), Problem> {
+    let unreadable = |error| Problem::at(Origin::File, format_args!("cannot read {}: {error}", path.display()));
+    match path.metadata().map_err(unreadable)?.file_type() {
+        kind if kind.is_file() || path == Path::new("/dev/null") => Ok(()),
+        _ => Err(Problem::at(
+            Origin::File,
+            format_args!("{} is no file that can be read again; restart podlane with one that is", path.display()),
+        )),
+    }
+}
+
 /// Reads the text of a file. What cannot be read is left out of the settings and named among the problems.
 pub fn read(text: &str) -> (Settings, Vec<Problem>) {
     let (table, errors) = DeTable::parse_recoverable(text);

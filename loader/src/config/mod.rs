@@ -140,6 +140,19 @@ pub struct Config {
     pub log_format: Option<Format>,
     /// Sentences about what is allowed but perhaps not meant; for the log and `podlane status`.
     pub notes: Vec<String>,
+    /// What it was made of, for reading it again.
+    pub said: Said,
+}
+
+/// What a configuration was made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// The command line's settings, which win.
+    pub command_line: Settings,
+    /// The file that the command line names.
+    pub file: Option<PathBuf>,
+    /// All settings with their places, the file's under the command line's.
+    pub all: Settings,
 }
 
 impl Config {
@@ -158,11 +171,31 @@ impl Config {
     /// # Errors
     /// Every mistake of both, each with its place.
     pub fn load(command_line: Settings, file: Option<&Path>, host: &Host) -> Result<Config, ConfigError> {
+        let said = Said { command_line: command_line.clone(), file: file.map(Path::to_owned), ..Said::default() };
         let default = Path::new(DEFAULT_FILE);
         let file = file.or_else(|| default.exists().then_some(default));
-        let Some(path) = file else { return Config::resolve(command_line, Vec::new(), None, host) };
-        let text = file::load(path).map_err(|problem| ConfigError::new(Some(path), vec![problem]))?;
-        Config::from_text(command_line, &text, path, host)
+        let config = match file {
+            None => Config::resolve(command_line, Vec::new(), None, host),
+            Some(path) => {
+                let text = file::load(path).map_err(|problem| ConfigError::new(Some(path), vec![problem]))?;
+                Config::from_text(command_line, &text, path, host)
+            }
+        };
+        config.map(|config| Config { said: Said { all: config.said.all, ..said }, ..config })
+    }
+
+    /// Reads the same again: the file as it is now, under what the command line said then.
+    ///
+    /// # Errors
+    /// Every mistake, each with its place. A file that was read and is gone is one: nobody means all of its settings to be
+    /// forgotten.
+    pub fn again(&self, host: &Host) -> Result<Config, ConfigError> {
+        let file = self.said.file.as_deref().or(self.file.as_deref());
+        if let Some(path) = file {
+            file::can_be_read_again(path).map_err(|problem| ConfigError::new(Some(path), vec![problem]))?;
+        }
+        let config = Config::load(self.said.command_line.clone(), file, host)?;
+        Ok(Config { said: Said { file: self.said.file.clone(), ..config.said }, ..config })
     }
 
     /// Like [`Config::load`], of a file that was read already; `path` is only named in messages.
@@ -186,6 +219,7 @@ impl Config {
     ) -> Result<Config, ConfigError> {
         // A mistake in a key also makes it look absent; only a readable file can lack something.
         let readable = problems.is_empty();
+        let all = settings.clone();
         let mut judge = Judge { problems };
         let path = judge.choice(settings.path, &PathChoice::WORDS);
         let port_paths = judge.port_paths(settings.port_paths.unwrap_or_default());
@@ -228,6 +262,7 @@ impl Config {
                 log: log.unwrap_or_default(),
                 log_format: log_format.flatten(),
                 notes,
+                said: Said { all, ..Said::default() },
             }),
             _ => Err(ConfigError::new(file, judge.problems)),
         }

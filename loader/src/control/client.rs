@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::protocol::{PortPath, Request};
 use super::socket::{open_stream, peer};
+use crate::reload::Outcome;
 use crate::status::{SCHEMA, Status};
 use crate::trace::{Question, Trace};
 
@@ -106,6 +107,19 @@ pub fn ask_path(
     let value: Value = serde_json::from_str(&answer).map_err(garbled)?;
     let ports = serde_json::from_value(value.get("ports").cloned().unwrap_or_default()).map_err(garbled)?;
     Ok((answer, ports))
+}
+
+/// Has an instance read its configuration again, or only say what would become of that. Returns the answer as it was and as
+/// it was understood.
+///
+/// # Errors
+/// [`AskError`]. A configuration that is refused is none: the outcome says so.
+pub fn ask_reload(instance: &str, only_check: bool, patience: Duration) -> Result<(String, Outcome), AskError> {
+    let answer = ask(instance, &super::socket_path(instance), Request::Reload { only_check }, patience)?;
+    let garbled =
+        |error: serde_json::Error| AskError::Garbled { instance: instance.to_owned(), what: error.to_string() };
+    let outcome = serde_json::from_str(&answer).map_err(garbled)?;
+    Ok((answer, outcome))
 }
 
 /// Asks an instance what becomes of a packet. Returns the answer as it was and as it was understood. An end that the node has

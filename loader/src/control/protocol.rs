@@ -42,6 +42,11 @@ pub enum Request {
     },
     /// The configuration in force.
     Config,
+    /// Read the configuration again: `{"request":"reload"}`, and with `"only_check":true` only say what would change.
+    Reload {
+        /// Change nothing.
+        only_check: bool,
+    },
     /// Tell packets as they come: `{"request":"capture"}` and the members of [`capture::Question`]. The answer is a line, and
     /// then [`capture::wire`], until the client closes its side.
     Capture(capture::Question),
@@ -74,8 +79,7 @@ pub enum BadRequest {
 
 impl Request {
     /// All names, for messages.
-    const NAMES: &'static str =
-        "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \"config\", \"let_go\" and \"capture\"";
+    const NAMES: &'static str = "\"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \"config\", \"reload\", \"let_go\" and \"capture\"";
 
     /// The name on the wire.
     pub const fn name(&self) -> &'static str {
@@ -88,6 +92,7 @@ impl Request {
             Request::Log => "log",
             Request::LetGo { .. } => "let_go",
             Request::Config => "config",
+            Request::Reload { .. } => "reload",
             Request::Capture(_) => "capture",
         }
     }
@@ -106,6 +111,10 @@ impl Request {
                 Ok(Request::LetGo { until_ns: value.get("until_ns").and_then(Value::as_u64).unwrap_or(u64::MAX) })
             }
             Some("config") => Ok(Request::Config),
+            Some("reload") => match value.get("only_check").unwrap_or(&Value::Bool(false)) {
+                Value::Bool(only_check) => Ok(Request::Reload { only_check: *only_check }),
+                _ => Err(BadRequest::Malformed),
+            },
             Some("capture") => serde_json::from_value(value).map(Request::Capture).map_err(|_| BadRequest::Malformed),
             Some(other) => Err(BadRequest::Unknown(other.to_owned())),
             None => Err(BadRequest::Malformed),
@@ -142,6 +151,7 @@ impl Request {
                 json!({ "request": self.name(), "table": table.word(), "offset": offset })
             }
             Request::LetGo { until_ns } => json!({ "request": self.name(), "until_ns": until_ns }),
+            Request::Reload { only_check } => json!({ "request": self.name(), "only_check": only_check }),
             _ => json!({ "request": self.name() }),
         };
         format!("{line}\n")
@@ -164,8 +174,9 @@ pub enum Response {
     Trace(Box<Trace>),
     /// To [`Request::Trace`]: `{"resolving":true}`. The kernel was told to find out who has an address; ask again in a moment.
     Resolving,
-    /// To [`Request::Tables`], [`Request::Config`], [`Request::Log`] (`{"lines":[…],"forgotten":0}`), and [`Request::LetGo`]
-    /// (`{"pid":1}`, the process that is about to end; its control socket is the last thing that it gives up).
+    /// To [`Request::Tables`], [`Request::Config`], [`Request::Reload`] ([`crate::reload::Outcome`]), [`Request::Log`]
+    /// (`{"lines":[…],"forgotten":0}`), and [`Request::LetGo`] (`{"pid":1}`, the process that is about to end; its control
+    /// socket is the last thing that it gives up).
     Value(Value),
     /// A sentence: `{"error":"…"}`.
     Error(String),

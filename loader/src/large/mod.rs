@@ -68,7 +68,10 @@ pub enum LargeError {
         name: String,
     },
     /// The way is closed.
-    #[error("{name}: entering the pod's network namespace failed: {source}; it takes CAP_SYS_ADMIN")]
+    #[error(
+        "{name}: entering the pod's network namespace failed: {source}; it takes CAP_SYS_ADMIN (for the service: \
+             podlane-large-frames.conf)"
+    )]
     Enter {
         /// The host end.
         name: String,
@@ -306,6 +309,12 @@ impl Large {
             only_ipv4: BTreeMap::new(),
             notes: [None, None],
         })
+    }
+
+    /// Something else is asked for; [`Large::follow`] brings it into force. What was refused may be possible now.
+    pub fn wish_for(&mut self, wish: Wish) {
+        (self.wish, self.refused, self.failure, self.notes) = (wish, false, None, [None, None]);
+        self.unreached.clear();
     }
 
     /// How many veths have other sizes than they had, and how many another MTU.

@@ -17,7 +17,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::Registry;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use filter::{BadFilter, LEVELS, LogFilter};
@@ -41,6 +44,9 @@ static LOG: OnceLock<Log> = OnceLock::new();
 struct Log {
     hasher: RandomState,
     parts: Mutex<Parts>,
+    /// What changes the filter; set once the subscriber is.
+    filter: OnceLock<reload::Handle<Targets, Registry>>,
+    coloured: bool,
 }
 
 #[derive(Debug)]
@@ -52,12 +58,27 @@ struct Parts {
 
 /// Starts logging to stderr, for the whole process. Only the first call has an effect.
 pub fn start(filter: &LogFilter, format: Option<Format>, coloured: bool) {
-    if LOG.set(Log::new(Sink::stderr(format, coloured))).is_err() {
+    if LOG.set(Log::new(Sink::stderr(format, coloured), coloured)).is_err() {
         return;
     }
-    let layer = LOG.get().map(|log| ToLog(log).with_filter(filter.targets()));
+    let (filter, handle) = reload::Layer::new(filter.targets());
+    let layer = LOG.get().map(|log| ToLog(log).with_filter(filter));
     // A second subscriber is refused; that only happens where tests bring their own.
-    let _ = tracing_subscriber::registry().with(layer).try_init();
+    if tracing_subscriber::registry().with(layer).try_init().is_ok()
+        && let Some(log) = LOG.get()
+    {
+        let _ = log.filter.set(handle);
+    }
+}
+
+/// Has what is logged from now on, and how it looks, be different.
+pub fn change(filter: &LogFilter, format: Option<Format>) {
+    let Some(log) = LOG.get() else { return };
+    log.parts().sink = Sink::stderr(format, log.coloured);
+    // Without a handle the subscriber is somebody else's.
+    if let Some(Err(error)) = log.filter.get().map(|handle| handle.reload(filter.targets())) {
+        tracing::warn!(%error, "changing what is logged");
+    }
 }
 
 /// Says what has been held back for long enough; to be called about once a second.
@@ -92,9 +113,9 @@ pub fn recent() -> Recent {
 }
 
 impl Log {
-    fn new(sink: Sink) -> Self {
+    fn new(sink: Sink, coloured: bool) -> Self {
         let parts = Parts { limiter: Limiter::default(), ring: Ring::default(), sink };
-        Log { hasher: RandomState::new(), parts: Mutex::new(parts) }
+        Log { hasher: RandomState::new(), parts: Mutex::new(parts), filter: OnceLock::new(), coloured }
     }
 
     fn parts(&self) -> MutexGuard<'_, Parts> {

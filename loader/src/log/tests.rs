@@ -155,7 +155,7 @@ fn complaints_of_one_place_are_held_back_and_news_are_not() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");
     let sink = Sink::new(File::create(&path).ok(), None, false, "", Path::new(NOWHERE));
-    let log: &'static Log = Box::leak(Box::new(Log::new(sink)));
+    let log: &'static Log = Box::leak(Box::new(Log::new(sink, false)));
     tracing::subscriber::with_default(tracing_subscriber::registry().with(ToLog(log)), || {
         for number in 0..50 {
             tracing::warn!(interface = format!("veth{}", number % 3), error = number, "left to the kernel");

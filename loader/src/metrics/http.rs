@@ -5,13 +5,14 @@
 //! readers. The address is not on the pod network unless somebody configures one that is.
 
 use std::io::Cursor;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use tiny_http::{Header, Method, Request, Response};
 
 use crate::control;
+use crate::privileges;
 
 /// Where metrics are told if the configuration says nothing.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:9477";
@@ -48,11 +49,25 @@ impl Server {
     /// If the address cannot be listened at.
     pub fn start(address: SocketAddr, instance: &str) -> Result<Self, HttpError> {
         let failed = |source| HttpError { address, source };
-        let http = Arc::new(tiny_http::Server::http(address).map_err(failed)?);
-        let (served, instance) = (Arc::clone(&http), instance.to_owned());
-        let serve = move || served.incoming_requests().for_each(|request| answer(request, &instance));
+        // Listening may take a capability; the threads, which inherit what their maker has, need none.
+        let listener = TcpListener::bind(address).map_err(|error| failed(error.into()))?;
+        let (report, made) = mpsc::sync_channel(1);
+        let instance = instance.to_owned();
+        let serve = move || {
+            privileges::renounce();
+            match tiny_http::Server::from_listener(listener, None).map(Arc::new) {
+                Ok(http) => {
+                    let _ = report.send(Ok(Arc::clone(&http)));
+                    http.incoming_requests().for_each(|request| answer(request, &instance));
+                }
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
+            }
+        };
         let thread = std::thread::Builder::new().name("podlane-metrics".to_owned()).spawn(serve);
         thread.map_err(|error| failed(error.into()))?;
+        let http = made.recv().map_err(|error| failed(error.into()))?.map_err(failed)?;
         Ok(Server { http })
     }
 

@@ -147,6 +147,11 @@ impl Names {
         Names { cni: directory.map(Watcher::start), told: BTreeMap::new() }
     }
 
+    /// Follows another directory from now on, or none. Until it is read, pods have the names of their interfaces.
+    pub fn follow(&mut self, directory: Option<PathBuf>) {
+        self.cni = directory.map(Watcher::start);
+    }
+
     /// Has the CNI results read anew, in the background: a port appeared.
     pub fn refresh(&self) {
         if let Some(cni) = &self.cni {

@@ -15,6 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::cni::CniNames;
+use crate::privileges;
 
 /// The pause between two looks where nobody tells of changes, and where the kernel does: a directory that was moved away and
 /// replaced is found by looking.
@@ -55,7 +56,10 @@ impl Watcher {
         let shared = Arc::new(Shared { known: ArcSwap::default(), waker, ended: AtomicBool::new(false) });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("podlane-names".to_owned());
-        if let Err(error) = thread.spawn(move || follow(&directory, &theirs)) {
+        if let Err(error) = thread.spawn(move || {
+            privileges::renounce();
+            follow(&directory, &theirs);
+        }) {
             tracing::warn!(%error, "starting the thread that reads pods' names; only interfaces' aliases name pods");
         }
         Watcher { shared }
