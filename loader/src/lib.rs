@@ -27,6 +27,8 @@ pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod names;
+#[doc(hidden)]
+pub mod outside;
 pub mod ports;
 pub mod printable;
 mod report;
