@@ -34,7 +34,8 @@ fn show(status: &Status) {
 
 /// Documents that `docs/status.schema.json` describes, each with another choice wherever there is one; and a trace.
 pub fn seeds() -> Seeds {
-    let schema: Value = serde_json::from_str(include_str!("../../docs/status.schema.json")).expect("the schema is JSON");
+    let schema: Value =
+        serde_json::from_str(include_str!("../../docs/status.schema.json")).expect("the schema is JSON");
     let mut all = Seeds::new();
     for choice in 0..4 {
         let mut document = instance(&schema, &schema, choice);

@@ -102,11 +102,20 @@ pub fn seeds() -> Seeds {
         ("config", r#"{"request":"config"}"#),
         ("path", r#"{"request":"path","path":"kernel","ports":["veth0","veth1"]}"#),
         ("tables", r#"{"request":"tables","table":"fib4","offset":100}"#),
-        ("trace", r#"{"request":"trace","from":"10.244.0.1","to":"10.244.1.2","protocol":"tcp","port":80,"bytes":84,"ttl":64}"#),
+        (
+            "trace",
+            r#"{"request":"trace","from":"10.244.0.1","to":"10.244.1.2","protocol":"tcp","port":80,"bytes":84,"ttl":64}"#,
+        ),
         ("trace-ports", r#"{"request":"trace","from":"veth0","to":"veth1","protocol":"icmp"}"#),
-        ("trace-ipv6", r#"{"request":"trace","from":"fd00:10:244::1","to":"fd00:10:244:1::2","protocol":"udp","ipv6":true,"may_resolve":true}"#),
+        (
+            "trace-ipv6",
+            r#"{"request":"trace","from":"fd00:10:244::1","to":"fd00:10:244:1::2","protocol":"udp","ipv6":true,"may_resolve":true}"#,
+        ),
         ("trace-large", r#"{"request":"trace","from":"10.244.0.1","to":"10.244.1.2","bytes":65535}"#),
-        ("capture", r#"{"request":"capture","filter":[[40,0,0,12],[21,0,1,2048],[6,0,0,262144],[6,0,0,0]],"ports":["veth0"],"snap_bytes":64,"rx":true,"tx":false}"#),
+        (
+            "capture",
+            r#"{"request":"capture","filter":[[40,0,0,12],[21,0,1,2048],[6,0,0,262144],[6,0,0,0]],"ports":["veth0"],"snap_bytes":64,"rx":true,"tx":false}"#,
+        ),
         ("unknown", r#"{"request":"reboot"}"#),
         ("no-json", "status"),
     ];

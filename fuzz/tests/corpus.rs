@@ -77,7 +77,11 @@ fn seeds_are_what_the_targets_make() {
         seeds.retain(|name, _| name.starts_with("seed-"));
         let made: BTreeMap<_, _> =
             (target.seeds)().into_iter().map(|(name, bytes)| (format!("seed-{name}"), bytes)).collect();
-        assert!(seeds == made, "run `cargo run -p podlane-fuzz --bin fuzz-seeds`: the seeds of {} changed", target.name);
+        assert!(
+            seeds == made,
+            "run `cargo run -p podlane-fuzz --bin fuzz-seeds`: the seeds of {} changed",
+            target.name
+        );
     }
 }
 
