@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, Cache};
-
 use super::Tables;
+use crate::sync::{ArcSwap, Cache};
 
 /// The writing end.
 #[derive(Debug, Clone)]

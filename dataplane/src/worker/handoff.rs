@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use crossbeam::queue::ArrayQueue;
-
 use crate::addr::PortId;
 use crate::afxdp::{Piece, Waker};
 use crate::limits;
+use crate::sync::{ArrayQueue, spin_loop};
 
 /// A piece on its way to another worker.
 #[derive(Debug)]
@@ -79,7 +78,7 @@ impl Handoff {
         while more {
             // The producer may be between two pieces of this packet; it is running and will not stop there.
             let Some(Handed { piece, .. }) = ring.pop() else {
-                std::hint::spin_loop();
+                spin_loop();
                 continue;
             };
             more = piece.more;
