@@ -41,7 +41,7 @@ struct Maps {
 /// What the machine keeps of the order in which the program says it.
 #[derive(Clone, Copy)]
 struct Orders {
-    /// Of the program's loads: x86 does not reorder loads with each other.
+    /// Of the program's loads but the first: x86 does not reorder loads with each other.
     load: Ordering,
     /// Of the loader's stores: x86 does not reorder stores with each other, and no system call with what is before it.
     store: Ordering,
@@ -75,7 +75,8 @@ impl Maps {
 
     /// A program decides by both entries; `None`: it saw that its snapshot was torn, and leaves the frame to the kernel.
     fn decide(&self) -> Option<(u64, [u64; 2])> {
-        let generation = self.current.load(self.orders.load);
+        // What is read behind it is read at addresses that depend on it, which orders the loads on every machine.
+        let generation = self.current.load(Ordering::Acquire);
         let copy = &self.entries[generation as usize % 2];
         let read = [copy[0].load(self.orders.load), copy[1].load(self.orders.load)];
         let is_torn = self.begun.load(self.orders.load) >= generation + 2;
