@@ -112,6 +112,7 @@ pub fn seeds() -> Seeds {
             r#"{"request":"trace","from":"fd00:10:244::1","to":"fd00:10:244:1::2","protocol":"udp","ipv6":true,"may_resolve":true}"#,
         ),
         ("trace-large", r#"{"request":"trace","from":"10.244.0.1","to":"10.244.1.2","bytes":65535}"#),
+        ("trace-too-large", r#"{"request":"trace","from":"10.244.0.1","to":"10.244.1.2","bytes":4294967295}"#),
         (
             "capture",
             r#"{"request":"capture","filter":[[40,0,0,12],[21,0,1,2048],[6,0,0,262144],[6,0,0,0]],"ports":["veth0"],"snap_bytes":64,"rx":true,"tx":false}"#,

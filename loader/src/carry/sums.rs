@@ -166,9 +166,9 @@ impl PortSums {
             parts.carry(&Breakdown::default());
         }
         let sum = |parts: &[u64]| parts.iter().fold(0u64, |sum, part| sum.saturating_add(*part));
-        let mut lost = 0u64;
+        let mut lost = 0;
         let mut level = |received: u64, ends: u64| {
-            lost = lost.saturating_add(received.saturating_sub(ends));
+            lost += received.saturating_sub(ends);
             received.max(ends)
         };
         let finished = sum(&[self.forwarded, self.kernel.total, self.dropped.total]);
