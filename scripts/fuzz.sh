@@ -21,7 +21,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 FUZZ=(cargo +nightly fuzz)
 HERE=(--fuzz-dir fuzz/libfuzzer --sanitizer none --release)
 OUT=${PODLANE_FUZZ_DIR:-target/fuzz}
-ALL=(packet decide filter config request answer netlink capture names saved)
+ALL=(packet decide kernel filter config request answer netlink capture names saved)
 # Memory that one input may take, and seconds: a limit on everything holds for what others send, too.
 LIMITS=(-rss_limit_mb=1024 -malloc_limit_mb=256 -timeout=5)
 

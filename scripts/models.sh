@@ -44,7 +44,7 @@ MUTANTS=(
 
 COPY=$(mktemp -d)
 trap 'rm -rf "$COPY"' EXIT
-export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/mutants"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 missed=0
 for mutant in "${MUTANTS[@]}"; do
     IFS='|' read -r test file edit what <<<"$mutant"
