@@ -32,7 +32,7 @@ cargo +nightly miri --version >/dev/null 2>&1 || {
 engine() {
     local flags=$1
     shift
-    MIRIFLAGS="-Zmiri-disable-isolation $flags" PROPTEST_CASES=16 PROPTEST_DISABLE_FAILURE_PERSISTENCE=1 \
+    MIRIFLAGS="-Zmiri-disable-isolation $flags" PROPTEST_CASES=4 PROPTEST_DISABLE_FAILURE_PERSISTENCE=1 \
         cargo +nightly miri test -q -p podlane-dataplane --lib -- "$@"
 }
 

@@ -12,8 +12,12 @@ use podlane_fuzz::{TARGETS, Target};
 /// Files of the corpus in all, and their bytes, at most.
 const MOST_FILES: usize = 600;
 const MOST_BYTES: usize = 500_000;
-/// Bent inputs for each target.
-const BENT: usize = 2000;
+/// Bent inputs for each target; the environment's `PODLANE_BENT` makes a longer run of it, and `PODLANE_SEED` another one.
+const BENT: u64 = 2000;
+
+fn from_environment(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
+}
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
@@ -59,8 +63,8 @@ fn nothing_is_wrong_with_the_corpus() {
 fn nothing_is_wrong_with_inputs_bent_from_it() {
     each_in_a_thread(|target| {
         let inputs: Vec<_> = files(target).into_values().collect();
-        let mut random = Random(1);
-        for number in 0..BENT {
+        let mut random = Random(from_environment("PODLANE_SEED", 1));
+        for number in 0..from_environment("PODLANE_BENT", BENT) {
             let mut bytes = inputs[random.below(inputs.len())].clone();
             let other = &inputs[random.below(inputs.len())];
             random.bend(&mut bytes, other);
