@@ -42,6 +42,7 @@ MUTANTS=(
     "tap|dataplane/src/tap/ring.rs|s/slot.used = (bytes as usize - start)/slot.used = (bytes as usize)/|a slot says that it holds more than it does"
 )
 
+cargo test -q -p podlane-models
 COPY=$(mktemp -d)
 trap 'rm -rf "$COPY"' EXIT
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
@@ -70,7 +71,7 @@ for mutant in "${MUTANTS[@]}"; do
         printf 'UNNOTICED %s\n' "$what"
         missed=$((missed + 1))
     else
-        printf 'noticed   %s (%s)\n' "$what" "$(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$COPY/log" | paste -sd' ')"
+        printf 'noticed   %s (%s)\n' "$what" "$(sed -n 's/^---- \(.*\) stdout ----$/\1/p' "$COPY/log" | paste -sd' ')"
     fi
 done
 printf '\n%d mutants, %d noticed\n' "${#MUTANTS[@]}" "$((${#MUTANTS[@]} - missed))"
