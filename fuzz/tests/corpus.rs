@@ -56,6 +56,8 @@ fn nothing_is_wrong_with_the_corpus() {
         let files = files(target);
         assert!(files.len() > 3, "the corpus of {} is empty", target.name);
         files.iter().for_each(|(name, bytes)| run(target, name, bytes));
+        // As they are made today: of today's configuration file, schema and strategies.
+        (target.seeds)().iter().for_each(|(name, bytes)| run(target, name, bytes));
     });
 }
 
@@ -75,15 +77,14 @@ fn nothing_is_wrong_with_inputs_bent_from_it() {
 }
 
 #[test]
-fn seeds_are_what_the_targets_make() {
+fn every_seed_is_in_the_corpus() {
     for target in TARGETS {
-        let mut seeds = files(&target);
-        seeds.retain(|name, _| name.starts_with("seed-"));
-        let made: BTreeMap<_, _> =
-            (target.seeds)().into_iter().map(|(name, bytes)| (format!("seed-{name}"), bytes)).collect();
+        let files = files(&target);
+        let missing: Vec<_> = (target.seeds)().into_iter().map(|(name, _)| format!("seed-{name}")).collect();
+        let missing: Vec<_> = missing.iter().filter(|name| !files.contains_key(*name)).collect();
         assert!(
-            seeds == made,
-            "run `cargo run -p podlane-fuzz --bin fuzz-seeds`: the seeds of {} changed",
+            missing.is_empty(),
+            "run `cargo run -p podlane-fuzz --bin fuzz-seeds`: {} lacks {missing:?}",
             target.name
         );
     }
