@@ -19,17 +19,13 @@ pub struct Piece {
 }
 
 /// The product's without the system calls: a write to the event descriptor sets a flag.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Waker {
     pub sleeping: Arc<Sleeping>,
     pub event: Arc<AtomicBool>,
 }
 
 impl Waker {
-    pub fn new() -> Self {
-        Waker { sleeping: Arc::new(Sleeping::new()), event: Arc::new(AtomicBool::new(false)) }
-    }
-
     pub fn wake(&self) {
         if self.sleeping.must_be_woken() {
             self.event.store(true, Ordering::Release);

@@ -7,7 +7,7 @@ use podlane_models::sync::Ordering;
 use podlane_models::worker::handoff::Handoff;
 
 fn handoff() -> (Handoff, Vec<Waker>) {
-    let wakers: Vec<_> = (0..2).map(|_| Waker::new()).collect();
+    let wakers: Vec<_> = (0..2).map(|_| Waker::default()).collect();
     (Handoff::new(wakers.clone()), wakers)
 }
 

@@ -5,15 +5,10 @@ use crate::sync::{AtomicBool, Ordering, fence};
 /// A worker's flag. Whoever gives work makes it visible first and then asks whether the worker must be woken; the worker says that
 /// it is about to sleep first and then looks for work once more. Each writes, then reads what the other wrote, with a full
 /// fence in between (Dekker's pattern): at least one of them sees the other, so no work waits for a worker that sleeps on.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Sleeping(AtomicBool);
 
 impl Sleeping {
-    /// Of a worker that is awake.
-    pub fn new() -> Self {
-        Sleeping(AtomicBool::new(false))
-    }
-
     /// The worker will sleep, unless it finds work behind this call.
     #[inline]
     pub fn begin(&self) {

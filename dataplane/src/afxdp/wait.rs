@@ -57,7 +57,7 @@ impl Waiter {
         // SAFETY: as above.
         let event = sys::owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         let event = Arc::new(event);
-        let sleeping = Arc::new(Sleeping::new());
+        let sleeping = Arc::new(Sleeping::default());
         let waiter = Waiter { epoll, event: Arc::clone(&event), sleeping: Arc::clone(&sleeping) };
         waiter.control(libc::EPOLL_CTL_ADD, event.as_raw_fd(), WAKER)?;
         Ok((waiter, Waker { event, sleeping }))
