@@ -76,7 +76,7 @@ fn instance(of: &Value, whole: &Value, choice: usize) -> Value {
         }
         Some("integer") => json!([7, 0, 1_000_000, 4_000_000_000_u64][choice % 4]),
         Some("number") => json!([0.5, 0.0, 86_400.0, 1e9][choice % 4]),
-        Some("boolean") => json!(choice % 2 == 0),
+        Some("boolean") => json!(choice.is_multiple_of(2)),
         Some("string") => json!(["veth0", "", "shop/web-0", "a\u{1b}[2J"][choice % 4]),
         _ => Value::Null,
     }
@@ -87,7 +87,7 @@ fn object(of: &Value, whole: &Value, choice: usize) -> Value {
     let required: BTreeSet<_> = names.filter_map(Value::as_str).collect();
     let mut members = Map::new();
     for (name, member) in of.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        if choice % 2 == 0 || required.contains(name.as_str()) {
+        if choice.is_multiple_of(2) || required.contains(name.as_str()) {
             members.insert(name.clone(), instance(member, whole, choice));
         }
     }

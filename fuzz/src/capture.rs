@@ -104,7 +104,7 @@ pub fn seeds() -> Seeds {
         Message::End("the daemon ends").write(&mut stream);
         all.push((format!("stream-{number}"), stream));
     }
-    let mut record = vec![0; RECORD_BYTES];
+    let mut record = [0; RECORD_BYTES];
     (record[0], record[24], record[32], record[44]) = (1, 4, 60, 1);
     all.push(("record".to_owned(), [&record[..], &frames[0].1].concat()));
     all

@@ -79,7 +79,7 @@ pub fn seeds() -> Seeds {
     let mut seed = |number: u8| {
         let mut frame = random_frame(&mut random);
         frame.truncate(200);
-        let gso_size = if number % 4 == 0 { 20 + random.below(1600) as u16 } else { 0 };
+        let gso_size = if number.is_multiple_of(4) { 20 + random.below(1600) as u16 } else { 0 };
         let input = [&[number, number / 4], &gso_size.to_le_bytes()[..], &frame].concat();
         (format!("frame-{number:02}"), input)
     };

@@ -324,6 +324,9 @@ fn fdb(port: u32, last: u8) -> NeighbourMessage {
     message
 }
 
+/// What becomes of a node.
+type Tell = fn(&mut Told);
+
 fn stations(told: &mut Told) {
     told.tell(NEW_NEIGHBOUR, &fdb(4, 1)).tell(NEW_NEIGHBOUR, &fdb(5, 2)).tell(NEW_NEIGHBOUR, &fdb(5, 1));
     told.tell(DEL_NEIGHBOUR, &fdb(5, 1)).tell(DEL_LINK, &pod(5));
@@ -354,7 +357,7 @@ fn rules(told: &mut Told) {
 
 /// A node whose parts come and go, in the kernel's words; and bytes for messages to be made of.
 pub fn seeds() -> Seeds {
-    let histories: [(&str, fn(&mut Told)); 4] =
+    let histories: [(&str, Tell); 4] =
         [("stations", stations), ("routes", routes), ("odd-routes", odd_routes), ("rules", rules)];
     let mut all = Seeds::new();
     for (name, tell) in histories {
@@ -365,7 +368,7 @@ pub fn seeds() -> Seeds {
     }
     let mut random = crate::random::Random(5);
     for number in 0..6 {
-        let mut input = vec![2 | number % 2];
+        let mut input = vec![2 | (number & 1)];
         input.extend((0..400).map(|_| random.number() as u8));
         all.push((format!("made-{number}"), input));
     }

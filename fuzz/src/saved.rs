@@ -7,13 +7,16 @@ use podlane::outside;
 
 use crate::Seeds;
 
+/// Reads a file and gives what would be written next.
+type ReadAgain = fn(&[u8]) -> Option<Vec<u8>>;
+
 /// Reads the file, and adds it up as the next daemon does.
 ///
 /// # Panics
 /// If what was read cannot be written and read again.
 pub fn run(bytes: &[u8]) {
     let Some((which, text)) = bytes.split_first() else { return };
-    let (read, text): (fn(&[u8]) -> Option<Vec<u8>>, _) = match which {
+    let (read, text): (ReadAgain, _) = match which {
         0 => (outside::counters, text.to_vec()),
         1 => (outside::counters, [&first_line(text), text].concat()),
         _ => (outside::large, text.to_vec()),
