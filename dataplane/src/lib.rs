@@ -13,6 +13,7 @@ pub mod afxdp;
 pub mod forward;
 pub mod limits;
 pub mod packet;
+mod sync;
 pub mod table;
 pub mod tap;
 pub mod worker;

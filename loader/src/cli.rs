@@ -268,7 +268,7 @@ struct TraceOptions {
     #[arg(long, value_name = "N")]
     port: Option<u16>,
     /// Bytes of the IP packet, header included
-    #[arg(long, value_name = "BYTES", conflicts_with = "live", default_value_t = trace::DEFAULT_BYTES, value_parser = clap::value_parser!(u32).range(..=65_535))]
+    #[arg(long, value_name = "BYTES", conflicts_with = "live", default_value_t = trace::DEFAULT_BYTES, value_parser = clap::value_parser!(u32).range(..=i64::from(trace::MAX_BYTES)))]
     size: u32,
     /// Time to live or hop limit with which it leaves the pod
     #[arg(long, value_name = "N", conflicts_with = "live", default_value_t = trace::DEFAULT_TTL)]

@@ -29,6 +29,8 @@ pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod names;
+#[doc(hidden)]
+pub mod outside;
 pub mod ports;
 pub mod printable;
 pub mod privileges;

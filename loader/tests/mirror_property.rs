@@ -2,18 +2,21 @@
 //!
 //! The model is the kernel: a plain list of what exists, from which both a dump and the notifications are made.
 
+mod meaning;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use podlane::compile::{Compiled, Compiler, Input, PortAssignment, compile};
+use meaning::meaning;
+use podlane::compile::{Compiler, Input, PortAssignment, compile};
 use podlane::mirror::event::{Event, Placing};
 use podlane::mirror::world::{
     Address, AddressKey, Bridge, BridgePort, Family, FdbEntry, FdbKey, FdbKind, Link, LinkKind, Neighbour,
     NeighbourKey, NudState, Oddity, PortState, Route, RouteKey, Rule, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN,
 };
 use podlane::mirror::{Changes, World};
-use podlane_dataplane::table::{Adjacency, NextHopAction, PortKind};
+use podlane_dataplane::table::PortKind;
 use podlane_dataplane::{MacAddr, PortId, limits};
 use proptest::prelude::*;
 
@@ -394,30 +397,6 @@ fn redump(world: &mut World, model: &World, stale: Changes) {
     if stale.intersects(Changes::RULES) {
         world.rules = model.rules.clone();
     }
-}
-
-/// The tables without indices, which may differ: what look-ups give.
-fn meaning(compiled: &Compiled) -> String {
-    let tables = &compiled.tables;
-    let adjacency = |index: u32| {
-        let Adjacency { port, destination, source, activity } = tables.adjacencies[index as usize];
-        assert!((activity as usize) < limits::MAX_NEIGHBOURS);
-        (port, destination, source)
-    };
-    let hop = |index: u32| {
-        let hop = tables.next_hops[index as usize];
-        let gateway = if let NextHopAction::Gateway(index) = hop.action { Some(adjacency(index)) } else { None };
-        (gateway.is_none().then_some(hop.action), gateway, hop.mtu)
-    };
-    let fdb: BTreeMap<_, _> = tables.fdb.iter().map(|(mac, entry)| (mac, (entry.port, entry.is_static))).collect();
-    let hosts4: BTreeSet<_> = tables.hosts.iter4().map(|(link, address, a)| (link, address, adjacency(a))).collect();
-    let hosts6: BTreeSet<_> = tables.hosts.iter6().map(|(link, address, a)| (link, address, adjacency(a))).collect();
-    let fib4: BTreeMap<_, _> = tables.fib4.iter().map(|(bits, length, value)| ((bits, length), hop(value))).collect();
-    let fib6: BTreeMap<_, _> = tables.fib6.iter().map(|(bits, length, value)| ((bits, length), hop(value))).collect();
-    format!(
-        "{:#?}\n{fdb:#?}\n{hosts4:#?}\n{hosts6:#?}\n{fib4:#?}\n{fib6:#?}\n{:?}\n{:?}\n{:?}",
-        tables.ports, tables.cluster, tables.routing, compiled.notes
-    )
 }
 
 proptest! {

@@ -24,6 +24,7 @@ mod memory;
 mod priority;
 mod ring;
 mod shared;
+mod sleeping;
 mod socket;
 mod sys;
 mod umem;

@@ -107,8 +107,23 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
+    /// Plain memory in the place of a mapping: miri, which checks what is done with it, knows no `madvise`.
+    #[cfg(miri)]
+    pub fn anonymous(bytes: usize) -> io::Result<Self> {
+        // SAFETY: the layout is valid and not of size 0: frames and pages have sizes.
+        let base = unsafe { std::alloc::alloc_zeroed(Self::plain_layout(bytes)) };
+        let base = NonNull::new(base).ok_or_else(|| io::Error::other("no memory"))?;
+        Ok(Mapping { base, bytes })
+    }
+
+    #[cfg(miri)]
+    fn plain_layout(bytes: usize) -> std::alloc::Layout {
+        std::alloc::Layout::from_size_align(bytes, 4096).expect("a layout")
+    }
+
     /// Anonymous zeroed memory, present at once, so that no page fault happens later, and in huge pages where the kernel has
     /// them to give: every frame begins a page of 4 KiB, and each would be another address to translate.
+    #[cfg(not(miri))]
     pub fn anonymous(bytes: usize) -> io::Result<Self> {
         let mapping = Self::map(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)?;
         // Only a wish: a kernel without huge pages refuses it, and ordinary ones do as well.
@@ -135,6 +150,7 @@ impl Mapping {
         Ok(Mapping { base, bytes })
     }
 
+    #[cfg(not(miri))]
     fn advise(&self, advice: libc::c_int) -> io::Result<()> {
         // SAFETY: the range is our own mapping, and none of the advices that are given changes a byte of it.
         match unsafe { libc::madvise(self.base.as_ptr().cast(), self.bytes, advice) } {
@@ -156,7 +172,15 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // SAFETY: this is the memory that `anonymous` made, and nobody uses it after its owner is gone.
+        #[cfg(miri)]
+        unsafe {
+            std::alloc::dealloc(self.base.as_ptr(), Self::plain_layout(self.bytes))
+        };
         // SAFETY: this is the mapping that `map` made, and nobody uses it after its owner is gone.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+        #[cfg(not(miri))]
+        unsafe {
+            libc::munmap(self.base.as_ptr().cast(), self.bytes)
+        };
     }
 }

@@ -3,25 +3,23 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use super::QueueIo;
+use super::sleeping::Sleeping;
 use super::sys;
 
 /// Wakes one worker from another thread. Cheap while the worker is awake: no system call.
 #[derive(Clone, Debug)]
 pub struct Waker {
     event: Arc<OwnedFd>,
-    sleeping: Arc<AtomicBool>,
+    sleeping: Arc<Sleeping>,
 }
 
 impl Waker {
     /// Wakes the worker if it sleeps. Call it after the work was made visible.
     #[inline]
     pub fn wake(&self) {
-        // Pairs with the fence in `Waiter::sleep`: either we see that it is about to sleep, or it sees our work.
-        fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) {
+        if self.sleeping.must_be_woken() {
             let one = 1u64.to_ne_bytes();
             // SAFETY: eight readable bytes. A full counter (EAGAIN) means that a wake-up is already on its way.
             unsafe { libc::write(self.event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
@@ -34,7 +32,7 @@ impl Waker {
 pub struct Waiter {
     epoll: OwnedFd,
     event: Arc<OwnedFd>,
-    sleeping: Arc<AtomicBool>,
+    sleeping: Arc<Sleeping>,
 }
 
 /// How a sleep ended.
@@ -59,7 +57,7 @@ impl Waiter {
         // SAFETY: as above.
         let event = sys::owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         let event = Arc::new(event);
-        let sleeping = Arc::new(AtomicBool::new(false));
+        let sleeping = Arc::new(Sleeping::default());
         let waiter = Waiter { epoll, event: Arc::clone(&event), sleeping: Arc::clone(&sleeping) };
         waiter.control(libc::EPOLL_CTL_ADD, event.as_raw_fd(), WAKER)?;
         Ok((waiter, Waker { event, sleeping }))
@@ -84,10 +82,9 @@ impl Waiter {
     /// Sleeps until something is ready or `timeout_ms` have passed. `work_left` is asked once more after others can see that
     /// we are about to sleep, so that no wake-up is lost.
     pub fn sleep(&self, timeout_ms: u64, work_left: impl FnOnce() -> bool) -> Slept {
-        self.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.sleeping.begin();
         if work_left() {
-            self.sleeping.store(false, Ordering::Relaxed);
+            self.sleeping.end();
             return Slept::NotAtAll;
         }
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
@@ -100,7 +97,7 @@ impl Waiter {
                 timeout_ms.min(i32::MAX as u64) as libc::c_int,
             )
         };
-        self.sleeping.store(false, Ordering::Relaxed);
+        self.sleeping.end();
         for event in &events[..usize::try_from(count).unwrap_or(0)] {
             if event.u64 == WAKER {
                 let mut counter = [0; 8];

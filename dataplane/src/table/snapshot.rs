@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, Cache};
-
 use super::Tables;
+use crate::sync::{ArcSwap, Cache};
 
 /// The writing end.
 #[derive(Debug, Clone)]
@@ -50,5 +49,31 @@ impl Reader {
     #[inline]
     pub fn load(&mut self) -> &Tables {
         self.cache.load()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Over arc-swap as it is; under miri every access is checked for races, and every snapshot must be freed.
+    #[test]
+    fn a_reader_sees_snapshots_in_order() {
+        const SNAPSHOTS: u64 = if cfg!(miri) { 10 } else { 10_000 };
+        let (publisher, mut reader) = channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 1..=SNAPSHOTS {
+                    assert_eq!(publisher.publish(Tables::default()), number);
+                }
+            });
+            let mut last = 0;
+            while last < SNAPSHOTS {
+                let generation = reader.load().generation;
+                assert!(generation >= last);
+                last = generation;
+                std::thread::yield_now();
+            }
+        });
     }
 }

@@ -4,11 +4,10 @@
 //! writer and one reader, nothing is allocated after the start, and neither waits for the other: without an empty slot a
 //! record is lost, and counted.
 
-use crossbeam::queue::ArrayQueue;
-
 use super::{Bytes, Record};
 use crate::addr::PortId;
 use crate::limits;
+use crate::sync::ArrayQueue;
 use crate::worker::Counter;
 
 /// Bytes of a frame in one slot at most; what is longer takes several.

@@ -10,6 +10,7 @@
 
 mod audit;
 mod command;
+mod counter;
 mod counters;
 mod frames;
 mod handoff;
@@ -28,7 +29,8 @@ use crossbeam::queue::ArrayQueue;
 
 pub use audit::FrameCount;
 pub use command::{Command, Egress};
-pub use counters::{Counter, PortCounters, WorkerCounters};
+pub use counter::Counter;
+pub use counters::{PortCounters, WorkerCounters};
 pub use frames::{FramePool, Homes, capacity};
 pub use handoff::Handoff;
 use packet_path::Batch;

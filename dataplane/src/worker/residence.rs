@@ -4,7 +4,7 @@
 //! kicked the TX rings of that turn. What the kernel does before and after (the RX ring, its own queues) is not seen from
 //! here.
 
-use super::counters::Counter;
+use super::counter::Counter;
 use crate::afxdp::clock;
 
 /// Upper bounds of the buckets, nanoseconds, from 1 µs to 100 ms; one more bucket takes everything above.

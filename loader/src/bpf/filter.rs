@@ -9,7 +9,7 @@ use podlane_dataplane::tap::{Filter, Instruction as Classic};
 
 /// What kind of program a translated one stands in front of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Hook {
+pub(crate) enum Hook {
     /// XDP.
     Xdp,
     /// tc.
@@ -43,7 +43,7 @@ impl Hook {
 }
 
 /// One instruction of today's BPF (`struct bpf_insn`).
-pub(super) type Instruction = [u8; 8];
+pub(crate) type Instruction = [u8; 8];
 
 // Registers, by what they hold throughout: helpers keep 6 to 9.
 const R0: u8 = 0;
@@ -124,7 +124,7 @@ struct Translation {
 }
 
 /// Translates `filter`. `scratch` and `stages` are the maps of `bpf/capture.h`; the program goes on with stage `next`.
-pub(super) fn translate(filter: &Filter, hook: Hook, scratch: i32, stages: i32, next: i32) -> Vec<Instruction> {
+pub(crate) fn translate(filter: &Filter, hook: Hook, scratch: i32, stages: i32, next: i32) -> Vec<Instruction> {
     let mut all = Translation { hook, program: Vec::new(), places: Vec::new(), jumps: Vec::new() };
     all.begin(filter);
     let reachable = reachable(filter.instructions());

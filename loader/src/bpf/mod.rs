@@ -8,7 +8,7 @@
 mod attach;
 mod capture;
 mod error;
-mod filter;
+pub(crate) mod filter;
 mod generation;
 mod layout;
 mod load;

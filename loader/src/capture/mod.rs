@@ -13,8 +13,8 @@ pub mod command;
 mod files;
 pub mod libpcap;
 pub mod live;
-mod pcapng;
-mod print;
+pub(crate) mod pcapng;
+pub(crate) mod print;
 mod session;
 pub mod wire;
 

@@ -61,6 +61,31 @@ pub struct ProgramCounters {
     pub words: Vec<u64>,
 }
 
+impl Saved {
+    /// Reads the text of the file, which is at `path`.
+    pub(crate) fn read(text: &[u8], path: &Path) -> Result<Self, LoadError> {
+        let path = || path.to_owned();
+        let damaged = |what: &str| LoadError::Damaged { path: path(), what: what.to_owned() };
+        let end =
+            text.iter().take(64).position(|byte| *byte == b'\n').ok_or_else(|| LoadError::Foreign { path: path() })?;
+        let (head, json) = (String::from_utf8_lossy(&text[..end]), &text[end + 1..]);
+        let mut words = head.split(' ');
+        if words.next() != Some(NAME) || words.next() != Some(&VERSION.to_string()) {
+            return Err(LoadError::Foreign { path: path() });
+        }
+        if words.next() != Some(&checksum(json)) {
+            return Err(damaged("its checksum is wrong"));
+        }
+        serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))
+    }
+
+    /// The text of the file.
+    pub(crate) fn write(&self) -> serde_json::Result<Vec<u8>> {
+        let json = serde_json::to_vec(self)?;
+        Ok([format!("{NAME} {VERSION} {}\n", checksum(&json)).as_bytes(), &json].concat())
+    }
+}
+
 /// The file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -104,18 +129,7 @@ impl Memory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(|error| LoadError::Read { path: path(), error })?,
         };
-        let damaged = |what: &str| LoadError::Damaged { path: path(), what: what.to_owned() };
-        let end =
-            text.iter().take(64).position(|byte| *byte == b'\n').ok_or_else(|| LoadError::Foreign { path: path() })?;
-        let (head, json) = (String::from_utf8_lossy(&text[..end]), &text[end + 1..]);
-        let mut words = head.split(' ');
-        if words.next() != Some(NAME) || words.next() != Some(&VERSION.to_string()) {
-            return Err(LoadError::Foreign { path: path() });
-        }
-        if words.next() != Some(&checksum(json)) {
-            return Err(damaged("its checksum is wrong"));
-        }
-        let saved: Saved = serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))?;
+        let saved = Saved::read(&text, &self.path)?;
         if saved.place != *place {
             return Err(LoadError::OtherPlace { path: path() });
         }
@@ -139,14 +153,13 @@ impl Memory {
     /// # Errors
     /// The file system's, and for more than [`MAX_BYTES`].
     pub fn save(&self, saved: &Saved) -> io::Result<()> {
-        let json = serde_json::to_vec(saved)?;
-        if json.len() as u64 + 64 > MAX_BYTES {
+        let text = saved.write()?;
+        if text.len() as u64 > MAX_BYTES {
             return Err(too_large());
         }
         let new = self.path.with_extension("counters.new");
         let mut file = create(&new)?;
-        file.write_all(format!("{NAME} {VERSION} {}\n", checksum(&json)).as_bytes())?;
-        file.write_all(&json)?;
+        file.write_all(&text)?;
         fs::rename(new, &self.path)
     }
 }

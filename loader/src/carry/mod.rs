@@ -6,8 +6,8 @@
 //! the index and the MAC address of its interface, all three: another pod's veth differs in one of them and begins at 0. The
 //! host port, which every daemon makes anew, is known by its name.
 
-mod file;
-mod sums;
+pub(crate) mod file;
+pub(crate) mod sums;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

@@ -143,7 +143,7 @@ pub fn ask_trace(instance: &str, question: &Question, patience: Duration) -> Res
 }
 
 /// Reads a status of this version's schema.
-pub(super) fn understand(instance: &str, answer: &str) -> Result<Status, AskError> {
+pub(crate) fn understand(instance: &str, answer: &str) -> Result<Status, AskError> {
     let garbled = |what: String| AskError::Garbled { instance: instance.to_owned(), what };
     let value: Value = serde_json::from_str(answer).map_err(|error| garbled(error.to_string()))?;
     match value.get("schema").and_then(Value::as_u64) {

@@ -11,8 +11,10 @@ mod socket;
 
 use std::path::PathBuf;
 
+pub(crate) use client::understand;
 pub use client::{AskError, PATIENCE, ask, ask_path, ask_reload, ask_status, ask_trace, open};
 pub use protocol::{BadRequest, PortPath, Request, Response};
+pub(crate) use server::read_whole_request;
 pub use server::{Control, ControlError, MAX_CLIENTS, MAX_REQUEST, REQUEST_TIME, RESPONSE_TIME};
 pub use socket::{Occupant, occupant};
 

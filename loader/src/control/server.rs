@@ -281,7 +281,7 @@ impl Client {
 }
 
 /// Reads up to the end of the line, or of the stream, which may stand for it.
-fn read_request(stream: &mut UnixStream, line: &mut Vec<u8>) -> Next {
+fn read_request(stream: &mut impl Read, line: &mut Vec<u8>) -> Next {
     let mut buffer = [0; MAX_REQUEST];
     loop {
         let read = match stream.read(&mut buffer) {
@@ -299,6 +299,18 @@ fn read_request(stream: &mut UnixStream, line: &mut Vec<u8>) -> Next {
         }
         if end.is_some() {
             return Next::Answer(Request::parse(line));
+        }
+    }
+}
+
+/// The request of a client whose bytes come out of `stream`; `None` if it goes without one.
+pub(crate) fn read_whole_request(stream: &mut impl Read) -> Option<Result<Request, BadRequest>> {
+    let mut line = Vec::new();
+    loop {
+        match read_request(stream, &mut line) {
+            Next::Keep => {}
+            Next::Answer(request) => return Some(request),
+            Next::Close => return None,
         }
     }
 }

@@ -24,6 +24,13 @@ pub struct Left {
     pub mtus: BTreeMap<u32, (Held<u32>, Marked)>,
 }
 
+impl Left {
+    /// Reads the text of the file.
+    pub(crate) fn read(text: &[u8]) -> io::Result<Self> {
+        serde_json::from_slice(text).map_err(io::Error::from)
+    }
+}
+
 /// The file. It lies beside the control socket, on a file system that does not outlive the interfaces.
 #[derive(Debug)]
 pub struct Memory {
@@ -43,7 +50,7 @@ impl Memory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Left::default(),
             text => text,
         };
-        let left = text.and_then(|text| serde_json::from_str(&text).map_err(io::Error::from));
+        let left = text.and_then(|text| Left::read(text.as_bytes()));
         left.unwrap_or_else(|error| {
             tracing::warn!(%error, path = %self.path.display(), "what an earlier daemon found at the pods' veths is lost");
             Left::default()

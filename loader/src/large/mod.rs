@@ -17,7 +17,7 @@
 //! `is_skb_forwardable`), nor what pods send to the node, which is not held against it at all (`br_pass_frame_up`).
 
 pub mod link;
-mod memory;
+pub(crate) mod memory;
 pub mod netns;
 pub mod routes;
 

@@ -142,7 +142,7 @@ struct CachedInterface {
 }
 
 /// The pod of a file, and its interfaces on the node.
-fn understand(text: &[u8]) -> Option<(CniPod, Vec<String>)> {
+pub(crate) fn understand(text: &[u8]) -> Option<(CniPod, Vec<String>)> {
     let info: CachedInfo = serde_json::from_slice(text).ok()?;
     if info.kind != "cniCacheV1" {
         return None;

@@ -26,6 +26,8 @@ use ends::{Ends, FirstHop};
 
 /// Bytes of the packet if none are given: those of a usual ping.
 pub const DEFAULT_BYTES: u32 = 84;
+/// Bytes of the largest packet that can be asked for, IP header included.
+pub const MAX_BYTES: u32 = 65_535;
 /// Time to live of the packet if none is given: Linux' own.
 pub const DEFAULT_TTL: u8 = 64;
 /// Source port of TCP and UDP, from the range that Linux takes for clients.
@@ -201,6 +203,9 @@ pub enum TraceError {
     /// Smaller than its own headers.
     #[error("such a packet has at least {0} bytes")]
     TooShort(u32),
+    /// Larger than an IP packet can be.
+    #[error("such a packet has at most {MAX_BYTES} bytes")]
+    TooLong,
 }
 
 /// Names of the daemon's ports.
@@ -272,6 +277,10 @@ fn build(question: &Question, ends: &Ends) -> Result<Vec<u8>, TraceError> {
         (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), question.ttl),
         (from, to) => return Err(TraceError::Families(from, to)),
     };
+    // The packet is made in memory: whoever asks does not say how much of it.
+    if question.bytes > MAX_BYTES {
+        return Err(TraceError::TooLong);
+    }
     let mut frame = Vec::new();
     let wanted = question.bytes as usize + ETHERNET_BYTES;
     macro_rules! write {
@@ -279,7 +288,7 @@ fn build(question: &Question, ends: &Ends) -> Result<Vec<u8>, TraceError> {
             let builder = $builder;
             let headers = builder.size(0);
             let payload = wanted.checked_sub(headers).ok_or(TraceError::TooShort((headers - ETHERNET_BYTES) as u32))?;
-            // Writing to memory fails only where a length field is too small, which the command's limits exclude.
+            // Writing to memory fails only where a length field is too small, which `MAX_BYTES` excludes.
             let _ = builder.write(&mut frame, &vec![0; payload]);
         }};
     }

@@ -166,6 +166,8 @@ fn a_question_about_nobody_is_answered_with_a_sentence() {
     assert!(matches!(error("10.9.9.9", "veth-pod1"), TraceError::Elsewhere(_)));
     let short = Question { bytes: 20, protocol: Protocol::Tcp, ..question("veth-pod1", "veth-pod2") };
     assert_eq!(trace(&short, &tables(), &names(), &World::default()), Err(TraceError::TooShort(40)));
+    let long = Question { bytes: u32::MAX, ..question("veth-pod1", "veth-pod2") };
+    assert_eq!(trace(&long, &tables(), &names(), &World::default()), Err(TraceError::TooLong));
     let mut empty = tables();
     empty.hosts = Arc::default();
     let nobody = trace(&question("veth-pod1", "10.244.1.3"), &empty, &names(), &World::default()).unwrap_err();

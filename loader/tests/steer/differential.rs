@@ -2,7 +2,8 @@
 //!
 //! The XDP program answers for ports of the af_xdp path, the tc program for those of the kernel path, and there the bytes
 //! that leave are compared as well. The numbers come from a small generator with a fixed seed, so a failure repeats;
-//! `PODLANE_SEED` picks another run and `PODLANE_ROUNDS` a longer one (each is a world and 200 frames).
+//! `PODLANE_SEED` picks another run and `PODLANE_ROUNDS` a longer one (each is a world and 200 frames). The fuzz target `kernel`
+//! asks the same of frames that a search makes.
 
 use std::sync::Arc;
 
@@ -46,7 +47,7 @@ impl Random {
 const MACS: [MacAddr; 9] =
     [POD_A, POD_B, POD_C, BRIDGE_MAC, UPLINK_MAC, OTHER_NODE, NOBODY, MacAddr::BROADCAST, MacAddr::ZERO];
 
-fn random_tables(random: &mut Random, ifindexes: [u32; 4]) -> Tables {
+pub fn random_tables(random: &mut Random, ifindexes: [u32; 4]) -> Tables {
     let ports: Vec<_> =
         INGRESS.into_iter().zip(ifindexes).map(|(id, ifindex)| (id, random_port(random, id, ifindex))).collect();
     let entry = |port| FdbEntry { port, is_static: false, activity: 0 };
@@ -133,7 +134,7 @@ fn random_next_hop(random: &mut Random) -> NextHop {
 }
 
 /// A frame that is nearly right, so that it gets far; then, sometimes, bent.
-fn random_frame(random: &mut Random) -> Vec<u8> {
+pub fn random_frame(random: &mut Random) -> Vec<u8> {
     let family = random.pick(&FAMILIES);
     let address = |random: &mut Random| (random.below(4) as u8, random.below(4) as u8);
     let path = Path {
