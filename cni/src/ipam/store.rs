@@ -32,7 +32,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::range::{Lease, Plan, RangeSet};
+use super::range::{Lease, MOST_RANGES, Plan, RangeSet};
 use crate::protocol::failure::{Failure, code};
 
 /// Attachments of one node. Its ports are at most 511; the rest is room for what is not Podlane's.
@@ -215,8 +215,10 @@ impl Store {
         if let Some(address) = open.first() {
             return no(format!("{address} was asked for, and is in none of the ranges, or a gateway's"));
         }
-        // Those of sets that are no longer configured are forgotten.
-        last.retain(|key, _| plan.sets().iter().any(|set| set.key() == *key) || taken.contains(key));
+        // Those of configurations that there were once are forgotten when there are too many.
+        if last.len() > MOST_RANGES {
+            last.retain(|key, _| plan.sets().iter().any(|set| set.key() == *key));
+        }
         let text = serde_json::to_vec(&last).unwrap_or_default();
         write_whole(&self.directory.join("last"), &text)?;
         Ok(leases)
@@ -351,7 +353,11 @@ fn wait_for(file: File, path: &Path) -> Result<Flock<File>, Failure> {
 fn find_in(listed: &Listed, attachment: &Attachment) -> Option<(PathBuf, Entry)> {
     let hash = attachment.hash();
     let of_hash = listed.iter().filter(|(_, found, _)| *found == hash);
-    let mut entries = of_hash.filter_map(|(path, ..)| Some((path.clone(), read_entry(path)?)));
+    let mut entries = of_hash.map(|(path, _, addresses)| {
+        // A file that somebody has emptied is the attachment's all the same: its name says so.
+        let from_name = || Entry { attachment: attachment.clone(), bridge: String::new(), addresses: addresses.clone() };
+        (path.clone(), read_entry(path).unwrap_or_else(from_name))
+    });
     entries.find(|(_, entry)| entry.attachment == *attachment)
 }
 
