@@ -54,7 +54,8 @@ pub fn run(plugin: &str, command: Command, call: &Call, config: &Config) -> Resu
     if command != Command::Add {
         return Ok(None);
     }
-    let said = said.ok_or_else(|| Failure::new(code::DELEGATE, format!("the IPAM plugin {plugin} answered no JSON")))?;
+    let said =
+        said.ok_or_else(|| Failure::new(code::DELEGATE, format!("the IPAM plugin {plugin} answered no JSON")))?;
     let outcome = Outcome::read(&said, &format!("the answer of the IPAM plugin {plugin}"))?;
     if outcome.ips.is_empty() {
         return Err(Failure::new(code::DELEGATE, format!("the IPAM plugin {plugin} gave no address")));

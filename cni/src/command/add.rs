@@ -4,7 +4,6 @@
 //! after it, then the interfaces, then what is in them. Undoing removes what this call has made, and only that. While the
 //! reservation is on its way to the disk, which takes longer than everything else, the kernel is at work.
 
-use std::io;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -56,8 +55,19 @@ pub enum Step {
 impl Step {
     /// All, in order.
     pub const ALL: [Step; 13] = [
-        Step::Bridge, Step::Reserve, Step::Pair, Step::Host, Step::Pod, Step::Delegate, Step::Gateway, Step::Addresses,
-        Step::Routes, Step::Ready, Step::Announce, Step::Persist, Step::Print,
+        Step::Bridge,
+        Step::Reserve,
+        Step::Pair,
+        Step::Host,
+        Step::Pod,
+        Step::Delegate,
+        Step::Gateway,
+        Step::Addresses,
+        Step::Routes,
+        Step::Ready,
+        Step::Announce,
+        Step::Persist,
+        Step::Print,
     ];
 }
 
@@ -162,8 +172,9 @@ impl<'a> Attempt<'a> {
             // Its end is awaited in any case: what is removed must not be on its way to the disk.
             let persisted = persisted.join();
             let outcome = outcome?;
-            persisted.unwrap_or_else(|_| Err(Failure::new(code::IO, "writing the reservation to the disk panicked")))?;
-            Ok(outcome)
+            persisted
+                .unwrap_or_else(|_| Err(Failure::new(code::IO, "writing the reservation to the disk panicked")))?;
+            Ok::<Outcome, Failure>(outcome)
         })?;
         (self.fault)(Step::Persist)?;
         let result = match &self.config.previous {
@@ -264,7 +275,9 @@ impl<'a> Attempt<'a> {
         match self.host.create_pair(&pair) {
             Err(error) if error.errno() == Some(libc::EEXIST) => {
                 let message = format!("an interface {} of this attachment is there already", self.host_name);
-                return Err(Failure::new(code::EXISTS, message).with_details("DEL the attachment before adding it again"));
+                return Err(
+                    Failure::new(code::EXISTS, message).with_details("DEL the attachment before adding it again")
+                );
             }
             answer => answer?,
         }
@@ -299,7 +312,8 @@ impl<'a> Attempt<'a> {
 
     /// Gives the bridge the gateways' addresses, and has the node forward.
     fn gateways(&mut self, bridge: &Link, outcome: &Outcome) -> Result<(), Failure> {
-        let present: Vec<IpNet> = self.host.addresses(Some(bridge.index))?.into_iter().map(|(_, address)| address).collect();
+        let present: Vec<IpNet> =
+            self.host.addresses(Some(bridge.index))?.into_iter().map(|(_, address)| address).collect();
         for ip in &outcome.ips {
             let Some(gateway) = ip.gateway else { continue };
             let sysctl = if gateway.is_ipv4() { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
@@ -307,8 +321,9 @@ impl<'a> Attempt<'a> {
             if present.iter().any(|address| address.addr() == gateway) {
                 continue;
             }
-            let address = IpNet::new(gateway, ip.address.prefix_len())
-                .map_err(|_| Failure::new(code::CONFIGURATION, format!("the gateway {gateway} is of another family")))?;
+            let address = IpNet::new(gateway, ip.address.prefix_len()).map_err(|_| {
+                Failure::new(code::CONFIGURATION, format!("the gateway {gateway} is of another family"))
+            })?;
             self.nobody_else_has(address.trunc())?;
             self.host.add_address(bridge.index, address)?;
         }
@@ -337,7 +352,8 @@ impl<'a> Attempt<'a> {
             complaints.extend(self.host.delete(&self.host_name).map_err(Failure::from).err());
         }
         if made.entry {
-            complaints.extend(super::remove_entry(&mut self.host, &self.store, &self.attachment, &self.config.bridge).err());
+            complaints
+                .extend(super::remove_entry(&mut self.host, &self.store, &self.attachment, &self.config.bridge).err());
         }
         for complaint in complaints {
             failure.details = format!("{}; and it could not be undone: {complaint}", failure.details);
@@ -380,10 +396,4 @@ fn gateway_of(route: &Route, ips: &[Ip]) -> Option<IpAddr> {
     let of_family = ips.iter().filter(|ip| ip.address.addr().is_ipv4() == route.dst.addr().is_ipv4());
     let is_on_link = route.scope == Some(libc::RT_SCOPE_LINK);
     route.gw.or_else(|| of_family.filter_map(|ip| ip.gateway).next().filter(|_| !is_on_link))
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Failure::new(code::IO, error.to_string())
-    }
 }

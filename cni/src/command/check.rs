@@ -29,7 +29,10 @@ pub fn check(call: &Call, config: &Config) -> Result<(), Failure> {
     };
     let entry = Store::open(&config.data)?.find(&attachment)?;
     let entry = entry.ok_or_else(|| wrong("the reservation of the container's addresses is gone"))?;
-    let index = expected.interfaces.iter().position(|interface| interface.name == call.interface && !interface.sandbox.is_empty());
+    let index = expected
+        .interfaces
+        .iter()
+        .position(|interface| interface.name == call.interface && !interface.sandbox.is_empty());
     let index = index.ok_or_else(|| wrong(format!("prevResult has no {} of the container", call.interface)))?;
     let ips: Vec<&Ip> = expected.ips.iter().filter(|ip| ip.interface == Some(index)).collect();
     if config.delegate.is_none()
@@ -59,7 +62,8 @@ fn check_host(links: &mut Links, config: &Config, host: &Interface, ips: &[&Ip])
         return Err(wrong(format!("{} is no member of the bridge {}", host.name, config.bridge)));
     }
     if config.is_gateway {
-        let present: Vec<IpAddr> = links.addresses(Some(bridge.index))?.iter().map(|(_, address)| address.addr()).collect();
+        let present: Vec<IpAddr> =
+            links.addresses(Some(bridge.index))?.iter().map(|(_, address)| address.addr()).collect();
         if let Some(gateway) = ips.iter().filter_map(|ip| ip.gateway).find(|gateway| !present.contains(gateway)) {
             return Err(wrong(format!("the bridge {} has not the gateway's address {gateway}", config.bridge)));
         }
@@ -93,9 +97,9 @@ fn check_pod(
     let present = links.routes()?;
     // Those of other tables are not looked at.
     for route in expected.routes.iter().filter(|route| route.table.is_none()) {
-        let is_there = present.iter().any(|found| {
-            found.destination == route.dst && (route.gw.is_none() || found.gateway == route.gw)
-        });
+        let is_there = present
+            .iter()
+            .any(|found| found.destination == route.dst && (route.gw.is_none() || found.gateway == route.gw));
         if !is_there {
             return Err(wrong(format!("the container has lost the route to {}", route.dst)));
         }

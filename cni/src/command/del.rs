@@ -47,7 +47,8 @@ pub fn gc(call: &Call, config: &Config) -> Result<(), Failure> {
         }
         let gone = links.delete(&super::host_interface(attachment)).map_err(Failure::from);
         let gone = gone.and_then(|_| super::remove_entry(&mut links, &store, attachment, &entry.bridge));
-        complaints.extend(gone.err().map(|failure| format!("{} {}: {failure}", attachment.container, attachment.interface)));
+        complaints
+            .extend(gone.err().map(|failure| format!("{} {}: {failure}", attachment.container, attachment.interface)));
     }
     if let Some(plugin) = &config.delegate {
         complaints.extend(delegate::run(plugin, Command::Gc, call, config).err().map(|failure| failure.to_string()));

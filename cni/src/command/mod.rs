@@ -18,11 +18,7 @@ use crate::protocol::{Call, Config, Failure, Version, code};
 
 /// Who is connected to what.
 fn attachment_of(call: &Call, config: &Config) -> Attachment {
-    Attachment {
-        network: config.name.clone(),
-        container: call.container.clone(),
-        interface: call.interface.clone(),
-    }
+    Attachment { network: config.name.clone(), container: call.container.clone(), interface: call.interface.clone() }
 }
 
 /// The name of an attachment's interface on the node. It follows from the attachment, so that it is found again whatever

@@ -355,7 +355,8 @@ fn find_in(listed: &Listed, attachment: &Attachment) -> Option<(PathBuf, Entry)>
     let of_hash = listed.iter().filter(|(_, found, _)| *found == hash);
     let mut entries = of_hash.map(|(path, _, addresses)| {
         // A file that somebody has emptied is the attachment's all the same: its name says so.
-        let from_name = || Entry { attachment: attachment.clone(), bridge: String::new(), addresses: addresses.clone() };
+        let from_name =
+            || Entry { attachment: attachment.clone(), bridge: String::new(), addresses: addresses.clone() };
         (path.clone(), read_entry(path).unwrap_or_else(from_name))
     });
     entries.find(|(_, entry)| entry.attachment == *attachment)
@@ -374,8 +375,11 @@ fn known_leases(plan: &Plan, entry: &Entry) -> Result<Vec<Lease>, Failure> {
     leases.filter(|leases| leases.len() == plan.sets().len()).ok_or_else(|| {
         let addresses: Vec<String> = entry.addresses.iter().map(IpAddr::to_string).collect();
         let addresses = addresses.join(", ");
-        Failure::new(code::EXISTS, format!("the container has {addresses} already, which the configuration does not give"))
-            .with_details("DEL it first")
+        Failure::new(
+            code::EXISTS,
+            format!("the container has {addresses} already, which the configuration does not give"),
+        )
+        .with_details("DEL it first")
     })
 }
 

@@ -25,7 +25,9 @@ impl Announcer {
     /// Code 100: the kernel refuses.
     pub fn open() -> Result<Self, Failure> {
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None);
-        socket.map(Announcer).map_err(|error| Failure::new(code::KERNEL, format!("cannot open a packet socket: {error}")))
+        socket
+            .map(Announcer)
+            .map_err(|error| Failure::new(code::KERNEL, format!("cannot open a packet socket: {error}")))
     }
 
     /// Tells that `mac`, behind interface `index`, has `address`.
@@ -91,7 +93,8 @@ fn neighbour_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
 
 /// The Internet checksum of an ICMPv6 message and its pseudo-header.
 fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
-    let words = |bytes: &[u8]| -> u32 { bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum() };
+    let words =
+        |bytes: &[u8]| -> u32 { bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum() };
     let mut sum = words(&from.octets()) + words(&to.octets()) + words(message) + message.len() as u32 + 58;
     while sum > 0xffff {
         sum = (sum >> 16) + (sum & 0xffff);

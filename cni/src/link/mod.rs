@@ -21,8 +21,8 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
@@ -353,7 +353,9 @@ impl Links {
             }
             if begin.elapsed() > READY {
                 let message = format!("{name} was not ready within {} s", READY.as_secs());
-                return Err(Failure::new(code::TRY_AGAIN, message).with_details("is the bridge up, or does it run STP?"));
+                return Err(
+                    Failure::new(code::TRY_AGAIN, message).with_details("is the bridge up, or does it run STP?")
+                );
             }
             std::thread::sleep(TICK);
         }
@@ -403,7 +405,14 @@ mod tests {
     #[test]
     fn mac_addresses_of_hosts_are_read_and_others_refused() {
         assert_eq!(Mac::read("0a:58:0A:f4:01:02").map(|mac| mac.to_string()).as_deref(), Some("0a:58:0a:f4:01:02"));
-        for text in ["", "0a:58:0a:f4:01", "0a:58:0a:f4:01:02:03", "01:00:5e:00:00:01", "00:00:00:00:00:00", "+a:58:0a:f4:01:02"] {
+        for text in [
+            "",
+            "0a:58:0a:f4:01",
+            "0a:58:0a:f4:01:02:03",
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+            "+a:58:0a:f4:01:02",
+        ] {
             assert_eq!(Mac::read(text), None, "{text}");
         }
     }

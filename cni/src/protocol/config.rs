@@ -241,9 +241,8 @@ impl Config {
     }
 
     fn judge_fields(&self) -> Result<(), Failure> {
-        let asks_nothing = |value: &Value| {
-            matches!(value, Value::Bool(false) | Value::Null) || value.as_u64() == Some(0)
-        };
+        let asks_nothing =
+            |value: &Value| matches!(value, Value::Bool(false) | Value::Null) || value.as_u64() == Some(0);
         // A name with a slash has an owner, "cni.dev/valid-attachments" for one.
         let strange = self.all.iter().find(|(key, value)| {
             let known = KNOWN.contains(&key.as_str()) || key.contains('/');

@@ -123,8 +123,11 @@ impl Outcome {
         let no_result = |why: String| Failure::new(code::DECODING, format!("{whose} is no CNI result: {why}"));
         let members = value.as_object().ok_or_else(|| no_result("it is no object".to_owned()))?;
         // Plugins written in Go say `null` for a list without members.
-        let said: Map<String, Value> =
-            members.iter().filter(|(_, member)| !member.is_null()).map(|(key, member)| (key.clone(), member.clone())).collect();
+        let said: Map<String, Value> = members
+            .iter()
+            .filter(|(_, member)| !member.is_null())
+            .map(|(key, member)| (key.clone(), member.clone()))
+            .collect();
         let outcome: Outcome =
             serde_json::from_value(Value::Object(said)).map_err(|error| no_result(error.to_string()))?;
         if outcome.interfaces.len().max(outcome.ips.len()).max(outcome.routes.len()) > MOST {
@@ -135,7 +138,8 @@ impl Outcome {
 
     /// In the form of a version.
     pub fn json(&self, version: Version) -> Value {
-        let interfaces: Vec<Value> = self.interfaces.iter().map(|interface| interface_json(interface, version)).collect();
+        let interfaces: Vec<Value> =
+            self.interfaces.iter().map(|interface| interface_json(interface, version)).collect();
         let ips: Vec<Value> = self.ips.iter().map(|ip| ip_json(ip, version)).collect();
         let routes: Vec<Value> = self.routes.iter().map(|route| route_json(route, version)).collect();
         json!({
