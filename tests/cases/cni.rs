@@ -57,7 +57,8 @@ fn one_ping(bed: &Bed, from: &str, to: IpAddr) -> Result<()> {
 fn reservations(plugin: &Plugin<'_>) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for boot in fs::read_dir(&plugin.data)?.flatten().filter(|entry| entry.path().is_dir()) {
-        found.extend(fs::read_dir(boot.path())?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()));
+        found
+            .extend(fs::read_dir(boot.path())?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()));
     }
     Ok(found)
 }
@@ -122,7 +123,8 @@ fn is_named(bed: &Bed, port: &str) -> Result<()> {
         status.args(["status", "--json", "--instance", &bed.instance(1)]);
         let status: Value = serde_json::from_str(&podlane_tests::command::run(&mut status, FOLLOW)?)?;
         let ports = status["ports"].as_array().context("ports")?;
-        let named = ports.iter().any(|told| told["name"] == port && told["namespace"] == "shop" && told["pod"] == "cni1");
+        let named =
+            ports.iter().any(|told| told["name"] == port && told["namespace"] == "shop" && told["pod"] == "cni1");
         ensure!(named, "no port {port} with its pod's name: {ports:?}");
     }
     Ok(())
@@ -272,7 +274,8 @@ pub fn undoes_every_step(bed: &mut Bed) -> Result<()> {
         let before = node_state(bed, "node1")?;
         let links = bed.exec("cni1", &["ip", "-o", "link"])?;
         for step in Step::ALL {
-            let failure = add_in_process(bed, &plugin, &changes, step)?.err().with_context(|| format!("{step:?} failed"))?;
+            let failure =
+                add_in_process(bed, &plugin, &changes, step)?.err().with_context(|| format!("{step:?} failed"))?;
             ensure!(failure.message == "on purpose" && failure.details.is_empty(), "{step:?}: {failure}");
             let after = node_state(bed, "node1")?;
             ensure!(before == after, "{step:?} has left something:\n{before}\n{after}");
@@ -420,7 +423,8 @@ pub fn makes_the_bridge(bed: &mut Bed) -> Result<()> {
     for pod in &pods {
         plugin.new_pod(pod)?;
     }
-    let own = |cidrs: Value| json!({ "bridge": "cbr9", "mtu": 1400, "podCIDRs": cidrs, "ipam": { "dataDir": plugin.data } });
+    let own =
+        |cidrs: Value| json!({ "bridge": "cbr9", "mtu": 1400, "podCIDRs": cidrs, "ipam": { "dataDir": plugin.data } });
     let changes = own(json!(["10.98.0.0/24", "fd98::/64"]));
     all_at_once(&pods, |pod| plugin.call("ADD", pod, &changes)?.ok())?;
     let bridge = bed.exec("node2", &["ip", "addr", "show", "dev", "cbr9"])?;
@@ -478,7 +482,10 @@ pub fn refusals(bed: &mut Bed) -> Result<()> {
         ensure!(versions["cniVersion"] == version && versions["supportedVersions"].as_array().is_some(), "{versions}");
         let of_version = json!({ "cniVersion": version });
         let result = plugin.call("ADD", "cni1", &of_version)?.ok()?;
-        ensure!(result["cniVersion"] == version && result["ips"][0].get("version").is_some() == (version == "0.4.0"), "{result}");
+        ensure!(
+            result["cniVersion"] == version && result["ips"][0].get("version").is_some() == (version == "0.4.0"),
+            "{result}"
+        );
         plugin.call("CHECK", "cni1", &json!({ "cniVersion": version, "prevResult": result }))?.ok()?;
         plugin.call("DEL", "cni1", &of_version)?.ok()?;
     }

@@ -352,8 +352,7 @@ impl<'a> Attempt<'a> {
             complaints.extend(self.host.delete(&self.host_name).map_err(Failure::from).err());
         }
         if made.entry {
-            complaints
-                .extend(super::remove_entry(&mut self.host, &self.store, &self.attachment, &self.config.bridge).err());
+            complaints.extend(super::remove_entry(&mut self.host, &self.store, &self.attachment).err());
         }
         for complaint in complaints {
             failure.details = format!("{}; and it could not be undone: {complaint}", failure.details);

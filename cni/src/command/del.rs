@@ -23,7 +23,7 @@ pub fn del(call: &Call, config: &Config) -> Result<(), Failure> {
     if let Some(plugin) = &config.delegate {
         delegate::run(plugin, Command::Del, call, config)?;
     }
-    super::remove_entry(&mut links, &store, &attachment, &config.bridge)
+    super::remove_entry(&mut links, &store, &attachment)
 }
 
 /// Disconnects the containers of the network that are not on the configuration's list.
@@ -46,7 +46,7 @@ pub fn gc(call: &Call, config: &Config) -> Result<(), Failure> {
             continue;
         }
         let gone = links.delete(&super::host_interface(attachment)).map_err(Failure::from);
-        let gone = gone.and_then(|_| super::remove_entry(&mut links, &store, attachment, &entry.bridge));
+        let gone = gone.and_then(|_| super::remove_entry(&mut links, &store, attachment));
         complaints
             .extend(gone.err().map(|failure| format!("{} {}: {failure}", attachment.container, attachment.interface)));
     }

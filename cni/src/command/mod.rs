@@ -5,8 +5,6 @@ mod check;
 mod del;
 mod status;
 
-use std::net::IpAddr;
-
 pub use add::{Fault, Step, add};
 pub use check::check;
 pub use del::{del, gc};
@@ -29,22 +27,14 @@ pub fn host_interface(attachment: &Attachment) -> String {
 
 /// Removes what is remembered of an attachment whose interfaces are gone: first who had its addresses, then its
 /// reservation. What is gone already is no error.
-fn remove_entry(links: &mut Links, store: &Store, attachment: &Attachment, bridge: &str) -> Result<(), Failure> {
-    if let Some(entry) = store.find(attachment)? {
-        forget(links, bridge, &entry.addresses)?;
-        store.release(attachment)?;
-    }
-    Ok(())
-}
-
-/// Has the node forget who had these addresses.
-fn forget(links: &mut Links, bridge: &str, addresses: &[IpAddr]) -> Result<(), Failure> {
-    if let Some(bridge) = links.find(bridge)? {
-        for address in addresses {
-            links.forget_neighbour(bridge.index, *address)?;
+fn remove_entry(links: &mut Links, store: &Store, attachment: &Attachment) -> Result<(), Failure> {
+    let Some(entry) = store.find(attachment)? else { return Ok(()) };
+    if let Some(bridge) = links.find(&entry.bridge)? {
+        for address in entry.addresses {
+            links.forget_neighbour(bridge.index, address)?;
         }
     }
-    Ok(())
+    store.release(attachment).map(drop)
 }
 
 fn no_such_command(command: &str, version: Version) -> Failure {

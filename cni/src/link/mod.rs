@@ -337,8 +337,8 @@ impl Links {
         Ok(found)
     }
 
-    /// Waits until an interface is ready to send and, if it is a bridge's member, the bridge forwards there. From 6.8 on
-    /// the kernel finishes what is pending when it is asked, so the first look is the last.
+    /// Waits until an interface is ready to send and, if it is a bridge's member, the bridge has switched it on (without STP,
+    /// forwards). From 6.8 on the kernel finishes what is pending when it is asked, so the first look is the last.
     ///
     /// # Errors
     /// Code 11: it takes longer than it may; 100: the interface is gone.
@@ -353,9 +353,7 @@ impl Links {
             }
             if begin.elapsed() > READY {
                 let message = format!("{name} was not ready within {} s", READY.as_secs());
-                return Err(
-                    Failure::new(code::TRY_AGAIN, message).with_details("is the bridge up, or does it run STP?")
-                );
+                return Err(Failure::new(code::TRY_AGAIN, message).with_details("is the bridge up?"));
             }
             std::thread::sleep(TICK);
         }

@@ -29,7 +29,7 @@ pub struct Link {
     pub alias: String,
     /// Whether it was brought up.
     pub is_up: bool,
-    /// Whether it can send now and, if it is a bridge's member, the bridge forwards there.
+    /// Whether it can send now and, if it is a bridge's member, the bridge has switched it on.
     pub is_ready: bool,
 }
 
@@ -48,8 +48,9 @@ pub struct FoundRoute {
 const INFO_KIND: u16 = 1;
 const INFO_SLAVE_DATA: u16 = 5;
 const BRPORT_STATE: u16 = 1;
-/// `BR_STATE_FORWARDING` (`linux/if_bridge.h`).
-const FORWARDING: u8 = 3;
+/// `BR_STATE_DISABLED` (`linux/if_bridge.h`). Without STP a member's next state is forwarding; with it, it takes the
+/// bridge half a minute to get there, which is no reason to wait or to fail.
+const DISABLED: u8 = 0;
 /// `IF_OPER_UNKNOWN` and `IF_OPER_UP` (`linux/if.h`).
 const OPER_UNKNOWN: u8 = 0;
 const OPER_UP: u8 = 6;
@@ -85,8 +86,8 @@ pub fn link(payload: &[u8]) -> Option<Link> {
             _ => {}
         }
     }
-    let forwards = link.bridge.is_none() || port_state.is_none_or(|state| state == FORWARDING);
-    link.is_ready = link.is_up && matches!(oper, OPER_UP | OPER_UNKNOWN) && forwards;
+    let takes_part = link.bridge.is_none() || port_state.is_none_or(|state| state != DISABLED);
+    link.is_ready = link.is_up && matches!(oper, OPER_UP | OPER_UNKNOWN) && takes_part;
     Some(link)
 }
 

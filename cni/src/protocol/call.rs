@@ -148,9 +148,10 @@ pub fn is_container_id(text: &str) -> bool {
     text.len() <= MOST_ID_BYTES && bytes.next().is_some_and(|first| first.is_ascii_alphanumeric()) && bytes.all(rest)
 }
 
-/// Whether an interface can have this name (`dev_valid_name`, `net/core/dev.c`).
+/// Whether an interface can have this name (`dev_valid_name`, `net/core/dev.c`). The kernel would put a number in the place
+/// of "%d".
 pub fn is_interface_name(name: &str) -> bool {
-    let bad = |byte: u8| matches!(byte, b'/' | b':' | 0 | 0x0b) || byte.is_ascii_whitespace();
+    let bad = |byte: u8| matches!(byte, b'/' | b':' | b'%' | 0 | 0x0b) || byte.is_ascii_whitespace();
     (1..NAME_BYTES).contains(&name.len()) && name != "." && name != ".." && !name.bytes().any(bad)
 }
 

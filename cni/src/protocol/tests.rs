@@ -50,6 +50,7 @@ fn a_wrong_environment_is_code_4_and_names_every_variable() {
         ("CNI_IFNAME", Some("a-very-long-name")),
         ("CNI_IFNAME", Some("..")),
         ("CNI_IFNAME", Some("a b")),
+        ("CNI_IFNAME", Some("eth%d")),
         ("CNI_ARGS", Some("novalue")),
     ] {
         let failure = environment(&[(name, value)]).unwrap_err();
