@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -21,6 +24,9 @@ use serde_json::{Value, json};
 const ROUNDS: usize = 12;
 /// Pods of one node.
 const MANY: usize = 250;
+/// Rounds in which ADD is killed, and how much later each time.
+const KILLS: u32 = 60;
+const KILL_STEP: Duration = Duration::from_micros(250);
 /// Calls that a busy runtime makes at once.
 const AT_ONCE: usize = 32;
 
@@ -291,6 +297,32 @@ pub fn undoes_every_step(bed: &mut Bed) -> Result<()> {
         plugin.call("DEL", "cni1", &changes)?.ok()?;
     }
     Ok(())
+}
+
+/// An ADD that is killed, at a moment that differs from round to round, leaves nothing that DEL does not remove, and no
+/// address is lost.
+pub fn killed_at_any_time(bed: &mut Bed) -> Result<()> {
+    let mut plugin = Plugin::new(bed, 1, "killed")?;
+    plugin.new_pod("cni1")?;
+    let before = node_state(bed, "node1")?;
+    let config = plugin.config(&json!({})).to_string();
+    for round in 0..KILLS {
+        let mut child = plugin.program("ADD", "cni1", &[])?.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        child.stdin.take().context("piped")?.write_all(config.as_bytes())?;
+        // From before it has begun to after it is done.
+        std::thread::sleep(KILL_STEP * round);
+        child.kill()?;
+        child.wait()?;
+        plugin.call("DEL", "cni1", &json!({}))?.ok()?;
+        let after = node_state(bed, "node1")?;
+        ensure!(before == after, "round {round} has left something:\n{before}\n{after}");
+        ensure!(!bed.exec("cni1", &["ip", "-br", "link"])?.contains("eth0"), "round {round} has left an interface");
+        let left: Vec<_> = reservations(&plugin)?.into_iter().filter(|name| name.contains('@')).collect();
+        ensure!(left.is_empty(), "round {round} has left {left:?}");
+    }
+    let result = plugin.call("ADD", "cni1", &json!({}))?.ok()?;
+    one_ping(bed, "cni1", bed.address("pod1", Family::V4)?)?;
+    plugin.call("DEL", "cni1", &json!({ "prevResult": result }))?.ok().map(drop)
 }
 
 /// ADD by the library, in a thread that is inside of the node, with a failure after a step.

@@ -225,6 +225,7 @@ fn plain_cases() -> Vec<Case> {
         podlane_once("cni_without_the_daemon", cni::without_the_daemon),
         without_once("cni_many_at_once", cni::many_at_once),
         without_once("cni_undoes_every_step", cni::undoes_every_step),
+        without_once("cni_killed_at_any_time", cni::killed_at_any_time),
         without_once("cni_collects_garbage", cni::collects_garbage),
         without_once("cni_makes_the_bridge", cni::makes_the_bridge),
         without_once("cni_refusals", cni::refusals),

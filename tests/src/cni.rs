@@ -130,6 +130,14 @@ impl<'a> Plugin<'a> {
     /// # Errors
     /// Likewise.
     pub fn call_with(&self, command: &str, pod: &str, changes: &Value, variables: &[(&str, &str)]) -> Result<Answer> {
+        finish(self.program(command, pod, variables)?, &self.config(changes))
+    }
+
+    /// The plugin's program with the environment of a call.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn program(&self, command: &str, pod: &str, variables: &[(&str, &str)]) -> Result<Command> {
         let mut plugin = self.testbed.command(&format!("node{}", self.node), binary()?);
         plugin
             .env("CNI_COMMAND", command)
@@ -141,7 +149,7 @@ impl<'a> Plugin<'a> {
         for (name, value) in variables {
             plugin.env(name, value);
         }
-        finish(plugin, &self.config(changes))
+        Ok(plugin)
     }
 }
 
