@@ -220,7 +220,7 @@ impl Store {
             last.retain(|key, _| plan.sets().iter().any(|set| set.key() == *key));
         }
         let text = serde_json::to_vec(&last).unwrap_or_default();
-        write_whole(&self.directory.join("last"), &text)?;
+        write_over(&self.directory.join("last"), text)?;
         Ok(leases)
     }
 
@@ -404,6 +404,18 @@ fn write_whole(path: &Path, text: &[u8]) -> Result<(), Failure> {
         let _ = fs::remove_file(&new);
         failed("write", path, error)
     })
+}
+
+/// Writes a file over what was there, with blanks up to its old end. That half of it is seen does not matter for what is
+/// written so; replacing it would make some file systems write to the disk at once.
+fn write_over(path: &Path, mut text: Vec<u8>) -> Result<(), Failure> {
+    let mut write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+        let old = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(MOST_BYTES as usize);
+        text.resize(text.len().max(old), b' ');
+        file.write_all(&text)
+    };
+    write().map_err(|error| failed("write", path, error))
 }
 
 fn read_small(path: &Path) -> Option<Vec<u8>> {

@@ -292,7 +292,7 @@ fn some_action() -> impl Strategy<Value = Action> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Whatever is reserved and released, on the disk there is what the model says.
     #[test]
