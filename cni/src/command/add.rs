@@ -266,6 +266,7 @@ impl<'a> Attempt<'a> {
         let first = addresses().find(IpAddr::is_ipv4).or_else(|| addresses().next());
         let pair = Pair {
             host: &self.host_name,
+            host_mac: Mac::of_host(self.attachment.hash()),
             bridge: bridge.index,
             pod: &call.interface,
             netns: self.netns.file(),

@@ -74,6 +74,13 @@ impl Mac {
         };
         Mac([0x0a, 0x58, a, b, c, d])
     }
+
+    /// The address of the node's end of an attachment's veth pair. It is a high one: a bridge without an address of its own
+    /// takes the lowest of its members (`br_stp_recalculate_bridge_id`), and must not take this one, of a pod that goes.
+    pub fn of_host(hash: u64) -> Self {
+        let [a, b, c, d, ..] = hash.to_be_bytes();
+        Mac([0xfe, 0x58, a, b, c, d])
+    }
 }
 
 impl fmt::Display for Mac {
@@ -94,6 +101,8 @@ pub struct Links {
 pub struct Pair<'a> {
     /// The node's end.
     pub host: &'a str,
+    /// Its MAC address.
+    pub host_mac: Mac,
     /// The bridge that it becomes a member of.
     pub bridge: u32,
     /// The pod's end.
@@ -170,6 +179,7 @@ impl Links {
         message.header.change_mask = LinkFlags::Up;
         message.attributes = vec![
             LinkAttribute::IfName(pair.host.to_owned()),
+            LinkAttribute::Address(pair.host_mac.0.to_vec()),
             LinkAttribute::Mtu(pair.mtu),
             LinkAttribute::Controller(pair.bridge),
             LinkAttribute::LinkInfo(vec![
