@@ -117,13 +117,17 @@ impl Reserved {
     /// Code 5: the disk is full, or broken.
     pub fn persist(&self) -> Result<(), Failure> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
-        // The file first: on journalling file systems that carries its name along, and nothing is left to be done for the
-        // directory.
-        for path in [&*self.path, directory] {
+        let sync = |path: &Path| -> Result<(), Failure> {
             let synced = File::open(path).and_then(|file| file.sync_all());
-            synced.map_err(|error| failed("write to disk", path, error))?;
-        }
-        Ok(())
+            synced.map_err(|error| failed("write to disk", path, error))
+        };
+        // Both at once: a file system with a journal then writes that once.
+        std::thread::scope(|scope| {
+            let name = scope.spawn(|| sync(directory));
+            let content = sync(&self.path);
+            let panicked = || Err(Failure::new(code::IO, "writing to disk panicked"));
+            content.and(name.join().unwrap_or_else(|_| panicked()))
+        })
     }
 }
 
