@@ -229,7 +229,7 @@ pub fn many_at_once(bed: &mut Bed) -> Result<()> {
     // The testbed's own pods have 10.244.1.0/24; these get a network of their own on the same bridge.
     let range = |subnet: &str| json!([{ "subnet": subnet }]);
     let ranges = [range("10.99.0.0/23"), range("fd99::/64")];
-    let changes = json!({ "ipam": { "ranges": ranges, "dataDir": plugin.data } });
+    let changes = json!({ "ipam": { "ranges": ranges } });
     let results = all_at_once(&pods, |pod| plugin.call("ADD", pod, &changes)?.ok())?;
     let mut given = BTreeSet::new();
     for address in results.values().map(addresses).collect::<Result<Vec<_>>>()?.concat() {
@@ -455,8 +455,7 @@ pub fn makes_the_bridge(bed: &mut Bed) -> Result<()> {
     for pod in &pods {
         plugin.new_pod(pod)?;
     }
-    let own =
-        |cidrs: Value| json!({ "bridge": "cbr9", "mtu": 1400, "podCIDRs": cidrs, "ipam": { "dataDir": plugin.data } });
+    let own = |cidrs: Value| json!({ "bridge": "cbr9", "mtu": 1400, "podCIDRs": cidrs, "ipam": null });
     let changes = own(json!(["10.98.0.0/24", "fd98::/64"]));
     all_at_once(&pods, |pod| plugin.call("ADD", pod, &changes)?.ok())?;
     let bridge = bed.exec("node2", &["ip", "addr", "show", "dev", "cbr9"])?;
@@ -501,7 +500,7 @@ pub fn refusals(bed: &mut Bed) -> Result<()> {
         ensure!(!said.is_empty(), "{variables:?}");
     }
     let one = [json!([{ "subnet": "10.244.1.0/24", "rangeStart": "10.244.1.100", "rangeEnd": "10.244.1.100" }])];
-    let changes = json!({ "ipam": { "ranges": one, "dataDir": plugin.data } });
+    let changes = json!({ "ipam": { "ranges": one } });
     plugin.call("STATUS", "cni1", &changes)?.ok()?;
     plugin.call("ADD", "cni1", &changes)?.ok()?;
     let said = plugin.call("ADD", "cni2", &changes)?.refused(102)?;

@@ -104,7 +104,8 @@ impl<'a> Plugin<'a> {
             "name": "podlane",
             "type": "podlane-cni",
             "bridge": "cbr0",
-            "ipam": { "ranges": [range(Family::V4), range(Family::V6)], "dataDir": self.data },
+            "dataDir": self.data,
+            "ipam": { "ranges": [range(Family::V4), range(Family::V6)] },
         });
         for (key, value) in changes.as_object().into_iter().flatten() {
             config[key] = value.clone();

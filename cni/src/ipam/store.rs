@@ -134,8 +134,8 @@ impl Reserved {
 fn failed(action: &str, path: &Path, error: io::Error) -> Failure {
     let path = path.display();
     let cure = match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => "make room there, or name another directory as \"dataDir\" of \"ipam\"",
-        Some(libc::EROFS | libc::EACCES) => "name a directory that can be written as \"dataDir\" of \"ipam\"",
+        Some(libc::ENOSPC | libc::EDQUOT) => "make room there, or name another directory as \"dataDir\"",
+        Some(libc::EROFS | libc::EACCES) => "name a directory that can be written as \"dataDir\"",
         _ => "",
     };
     Failure::new(code::IO, format!("cannot {action} {path}: {error}")).with_details(cure)

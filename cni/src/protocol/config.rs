@@ -27,7 +27,7 @@ const MOST_ROUTES: usize = 64;
 const MOST_ATTACHMENTS: usize = 65_536;
 /// The bridge if none is named.
 const BRIDGE: &str = "cbr0";
-/// Where the built-in IPAM keeps its reservations.
+/// Where attachments and reservations are kept.
 const DATA: &str = "/var/lib/podlane/ipam";
 /// Where Podlane's daemon listens.
 const SOCKET: &str = "/run/podlane/default.sock";
@@ -35,7 +35,7 @@ const SOCKET: &str = "/run/podlane/default.sock";
 const MTU: std::ops::RangeInclusive<u32> = 1280..=65_535;
 
 /// Fields that this plugin knows, and those that runtimes and libcni add.
-const KNOWN: [&str; 20] = [
+const KNOWN: [&str; 21] = [
     "cniVersion",
     "cniVersions",
     "name",
@@ -54,6 +54,7 @@ const KNOWN: [&str; 20] = [
     "hairpinMode",
     "controlSocket",
     "requireDaemon",
+    "dataDir",
     "disableCheck",
     "disableGC",
 ];
@@ -81,7 +82,7 @@ pub struct Config {
     pub dns: Dns,
     /// The IPAM plugin; `None`: the built-in one.
     pub delegate: Option<String>,
-    /// Where the built-in IPAM keeps its reservations.
+    /// Where attachments and reservations are kept.
     pub data: PathBuf,
     /// Podlane's control socket.
     pub control_socket: PathBuf,
@@ -202,7 +203,7 @@ impl Config {
             hairpin: member(&all, "hairpinMode")?.unwrap_or(false),
             dns: member(&all, "dns")?.unwrap_or_default(),
             delegate,
-            data: ipam.data_dir.clone().unwrap_or_else(|| PathBuf::from(DATA)),
+            data: member(&all, "dataDir")?.or_else(|| ipam.data_dir.clone()).unwrap_or_else(|| PathBuf::from(DATA)),
             control_socket: member(&all, "controlSocket")?.unwrap_or_else(|| PathBuf::from(SOCKET)),
             require_daemon: member(&all, "requireDaemon")?.unwrap_or(false),
             previous: member(&all, "prevResult")?,

@@ -105,6 +105,10 @@ fn defaults_are_those_of_the_documentation() {
     assert!(config.is_gateway && config.is_default_gateway && !config.hairpin && !config.require_daemon);
     assert_eq!(config.data.to_str(), Some("/var/lib/podlane/ipam"));
     assert_eq!(config.control_socket.to_str(), Some("/run/podlane/default.sock"));
+    let delegated = json!({ "dataDir": "/x", "ipam": { "type": "host-local", "dataDir": "/y" } });
+    for (changes, data) in [(delegated, "/x"), (json!({ "ipam": { "dataDir": "/y" } }), "/y")] {
+        assert_eq!(judged(&changes).unwrap().data.to_str(), Some(data));
+    }
     assert!(!judged(&json!({ "isGateway": false })).unwrap().is_default_gateway);
     assert!(judged(&json!({ "isGateway": false, "isDefaultGateway": true })).unwrap().is_gateway);
 }
