@@ -15,7 +15,7 @@ if [[ -z $BINARY ]]; then
     for BINARY in "$TARGET/release/podlane" "$TARGET/debug/podlane"; do [[ ! -x $BINARY ]] || break; done
 fi
 [[ -x $BINARY ]] || {
-    printf 'there is no %s: build it with cargo build -p podlane\n' "$BINARY" >&2
+    printf 'there is no %s: build it with cargo build -p podlane -p podlane-cni\n' "$BINARY" >&2
     exit 1
 }
 
@@ -51,6 +51,8 @@ for file in bin/podlane share/man/man8/podlane.8 share/man/man8/podlane-run.8 sh
     share/fish/vendor_completions.d/podlane.fish lib/systemd/system/podlane.service share/podlane/install-list; do
     check "$file is there" test -s "$DEST/usr/local/$file"
 done
+check 'the CNI plugin is where runtimes look' cmp "${BINARY%/*}/podlane-cni" "$DEST/opt/cni/bin/podlane-cni"
+check 'and its configuration only an example' test ! -e "$DEST/etc/cni" -a -s "$DEST/usr/local/share/doc/podlane/10-podlane.conflist"
 check 'it says what it put where' grep -q "^installed  $DEST/usr/local/share/man/man8/podlane.8$" "$WORK/said"
 check 'every file is told' is "$(grep -c '^installed ' "$WORK/said")" "$(($(find "$DEST" -type f | wc -l) - 1))"
 check 'the configuration is the example' cmp packaging/podlane.toml "$DEST/etc/podlane/podlane.toml"
@@ -111,13 +113,28 @@ uninstall >/dev/null
 check 'to the end' is "$(files)" "$(printf '%s\n' ./etc ./etc/podlane ./etc/podlane/podlane.toml)"
 rm -r "${DEST:?}"/*
 
+# ── the CNI plugin ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CONFLIST=$DEST/etc/cni/net.d/10-podlane.conflist
+install --pod-cidr 10.7.1.0/24 --pod-cidr fd07:1::/64 >/dev/null
+check 'its configuration has the networks' is "$(jq -c '.plugins[0].podCIDRs' "$CONFLIST")" '["10.7.1.0/24","fd07:1::/64"]'
+install >/dev/null
+check 'another run leaves it' is "$(jq -c '.plugins[0].podCIDRs' "$CONFLIST")" '["10.7.1.0/24","fd07:1::/64"]'
+install --pod-cidr 10.7.2.0/24 >/dev/null
+check 'and lays another one beside it' is "$(jq -c '.plugins[0].podCIDRs' "$CONFLIST" "$CONFLIST.new" | xargs)" '[10.7.1.0/24,fd07:1::/64] [10.7.2.0/24]'
+uninstall >/dev/null
+check 'nothing is left of it' is "$(files)" ''
+install --no-cni >/dev/null
+check 'it can be left out' test ! -e "$DEST/opt" -a ! -e "$DEST/usr/local/share/doc/podlane/10-podlane.conflist"
+uninstall >/dev/null
+
 # ── another prefix, and mistakes ───────────────────────────────────────────────────────────────────────────────────────
 
 install --prefix /opt/podlane >/dev/null
 check 'the unit names the prefix' grep -q '^ExecStart=/opt/podlane/bin/podlane run$' "$DEST/etc/systemd/system/podlane.service"
 uninstall --prefix /opt/podlane >/dev/null
 check 'nothing is left of it' is "$(files)" ''
-for wrong in '--prefix relative' '--prefix /a/../b' '--prefix' '--colour' '--destdir x'; do
+for wrong in '--pod-cidr 10.0.0.0' '--no-cni --pod-cidr 10.0.0.0/24' '--prefix relative' '--prefix /a/../b' '--prefix' '--colour' '--destdir x'; do
     # shellcheck disable=SC2086
     code=0 && scripts/install.sh $wrong 2>"$WORK/said" || code=$?
     check "$wrong is refused" is "$code" 2

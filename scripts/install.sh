@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 #
-# Installs Podlane: the program, its manual pages and shell completions, the service and, where there is none yet, the
-# configuration. It starts nothing.
+# Installs Podlane: the program, its manual pages and shell completions, the service, the CNI plugin and, where there is
+# none yet, the configuration. It starts nothing.
 #
-#   scripts/install.sh [--prefix DIR] [--destdir DIR] [--binary FILE] [--no-systemd]
+#   scripts/install.sh [--prefix DIR] [--destdir DIR] [--binary FILE] [--no-systemd] [--no-cni | --pod-cidr CIDR...]
 #   scripts/install.sh --uninstall [--prefix DIR] [--destdir DIR]
 #
 #   --prefix      where programs and their files go; default /usr/local
 #   --destdir     put in front of every path, to make a package of it
 #   --binary      install this program; default target/release/podlane, which is built if there is none
 #   --no-systemd  without the service
+#   --no-cni      without the CNI plugin, which lies beside the program and goes to /opt/cni/bin
+#   --pod-cidr    a network of this node's pods; once for each. The CNI configuration is then installed too, where there is
+#                 none yet, and the container runtime takes it up at once: /etc/cni/net.d/10-podlane.conflist
 #   --uninstall   remove what was installed, by the list that was kept of it
 #
 # A configuration that is there is never overwritten: the new example is then laid beside it as podlane.toml.new, if the two
@@ -20,8 +23,10 @@ set -euo pipefail
 umask 022
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PREFIX=/usr/local DESTDIR='' BINARY='' SYSTEMD=yes UNINSTALL=no
+PREFIX=/usr/local DESTDIR='' BINARY='' SYSTEMD=yes CNI=yes POD_CIDRS=() UNINSTALL=no
 CONFIG=/etc/podlane/podlane.toml
+# Where runtimes look, wherever the prefix is.
+CNI_DIRECTORY=/opt/cni/bin CNI_CONFIG=/etc/cni/net.d/10-podlane.conflist
 
 fail() {
     printf 'install.sh: %s\n' "$*" >&2
@@ -35,16 +40,18 @@ refuse() {
 
 while (($#)); do
     case $1 in
-        --prefix | --destdir | --binary)
+        --prefix | --destdir | --binary | --pod-cidr)
             (($# >= 2)) || refuse "$1 needs a word after it; see $0 --help."
             case $1 in
                 --prefix) PREFIX=$2 ;;
                 --destdir) DESTDIR=$2 ;;
                 --binary) BINARY=$2 ;;
+                --pod-cidr) POD_CIDRS+=("$2") ;;
             esac
             shift
             ;;
         --no-systemd) SYSTEMD=no ;;
+        --no-cni) CNI=no ;;
         --uninstall) UNINSTALL=yes ;;
         -h | --help)
             sed -n '3,/^$/s/^# \{0,1\}//p' "$0"
@@ -61,6 +68,10 @@ for path in "$PREFIX" ${DESTDIR:+"$DESTDIR"}; do
         refuse "'$path' must be an absolute path of plain characters, without '..'."
 done
 PREFIX=${PREFIX%/} DESTDIR=${DESTDIR%/}
+[[ $CNI == yes || ${#POD_CIDRS[@]} == 0 ]] || refuse '--pod-cidr is for the CNI plugin, which --no-cni leaves out.'
+for cidr in ${POD_CIDRS[@]+"${POD_CIDRS[@]}"}; do
+    [[ $cidr =~ ^[0-9a-fA-F.:]+/[0-9]+$ ]] || refuse "'$cidr' is no network; write one such as 10.244.1.0/24."
+done
 LIST=$PREFIX/share/podlane/install-list
 
 checksum() { sha256sum <"$1" | cut -d' ' -f1; }
@@ -118,20 +129,34 @@ record() { # SUM PATH
 }
 
 # The first one is installed; later ones stay as they are.
-put_config() {
-    local example=$ROOT/packaging/podlane.toml sum
-    sum=$(checksum "$example")
-    if [[ ! -e $DESTDIR$CONFIG ]]; then
-        put 644 "$example" "$CONFIG"
+put_config() { # FROM TO
+    local example=$1 config=$2
+    if [[ ! -e $DESTDIR$config ]]; then
+        put 644 "$example" "$config"
         return
     fi
-    printf '%-10s %s\n' kept "$DESTDIR$CONFIG"
+    printf '%-10s %s\n' kept "$DESTDIR$config"
     # Still the one that an earlier run installed: it stays on the list with its own sum.
-    [[ -z ${OLD[$CONFIG]:-} ]] || record "${OLD[$CONFIG]}" "$CONFIG"
-    if cmp -s "$example" "$DESTDIR$CONFIG"; then
+    [[ -z ${OLD[$config]:-} ]] || record "${OLD[$config]}" "$config"
+    if cmp -s "$example" "$DESTDIR$config"; then
         return
     fi
-    put 644 "$example" "$CONFIG.new"
+    put 644 "$example" "$config.new"
+}
+
+put_cni() { # WORK
+    local plugin=${BINARY%/*}/podlane-cni cidrs
+    [[ -f $plugin && -x $plugin ]] || fail "there is no $plugin: build it (cargo build --release -p podlane-cni), or say --no-cni."
+    put 755 "$plugin" "$CNI_DIRECTORY/podlane-cni"
+    put 644 "$ROOT/packaging/10-podlane.conflist" "$PREFIX/share/doc/podlane/10-podlane.conflist"
+    if ((${#POD_CIDRS[@]})); then
+        printf -v cidrs '"%s", ' "${POD_CIDRS[@]}"
+        sed "s|\"podCIDRs\": \[.*\]|\"podCIDRs\": [${cidrs%, }]|" "$ROOT/packaging/10-podlane.conflist" >"$1/conflist"
+        put_config "$1/conflist" "$CNI_CONFIG"
+    elif [[ -n ${OLD[$CNI_CONFIG]:-} ]]; then
+        # Of an earlier run: it stays, and stays ours.
+        record "${OLD[$CNI_CONFIG]}" "$CNI_CONFIG"
+    fi
 }
 
 unit_directory() {
@@ -145,9 +170,9 @@ unit_directory() {
 build() {
     [[ -z $BINARY ]] || return 0
     BINARY=${CARGO_TARGET_DIR:-$ROOT/target}/release/podlane
-    [[ ! -x $BINARY ]] || return 0
-    command -v cargo >/dev/null || fail "there is no $BINARY, and no cargo to build it: name one with --binary."
-    (cd "$ROOT" && cargo build --release -p podlane)
+    [[ ! -x $BINARY || ! -x $BINARY-cni ]] || return 0
+    command -v cargo >/dev/null || fail "there is no $BINARY or $BINARY-cni, and no cargo to build it: name one with --binary."
+    (cd "$ROOT" && cargo build --release -p podlane -p podlane-cni)
 }
 
 do_install() {
@@ -171,7 +196,8 @@ do_install() {
     put 644 "$work/zsh" "$PREFIX/share/zsh/site-functions/_podlane"
     put 644 "$work/fish" "$PREFIX/share/fish/vendor_completions.d/podlane.fish"
     put 644 "$ROOT/packaging/podlane.toml" "$PREFIX/share/doc/podlane/podlane.toml"
-    put_config
+    put_config "$ROOT/packaging/podlane.toml" "$CONFIG"
+    [[ $CNI == no ]] || put_cni "$work"
     if [[ $SYSTEMD == yes ]]; then
         unit=$(unit_directory)
         sed "s|/usr/local/bin/podlane|$PREFIX/bin/podlane|" "$ROOT/packaging/podlane.service" >"$work/podlane.service"

@@ -7,6 +7,7 @@ mod bad_input;
 mod bugreport;
 mod bulk;
 mod capture;
+mod cni;
 mod large;
 mod layer2;
 mod lifecycle;
@@ -69,6 +70,11 @@ const fn podlane_families(name: &'static str, run: fn(&mut Bed, Family) -> Resul
 
 const fn podlane_once(name: &'static str, run: fn(&mut Bed) -> Result<()>) -> Case {
     Case { paths: PODLANE, ..once(name, run) }
+}
+
+/// What the daemon has no part in is tested once.
+const fn without_once(name: &'static str, run: fn(&mut Bed) -> Result<()>) -> Case {
+    Case { paths: &[DataPath::Without], ..once(name, run) }
 }
 
 /// Cases that share a testbed.
@@ -222,6 +228,18 @@ fn plain_cases() -> Vec<Case> {
         podlane_once("capture_limits", capture::limits),
         podlane_once("pods_by_name", names::pods_by_name),
         podlane_once("status_schema", names::status_schema),
+        once("cni_connects", cni::connects),
+        once("cni_first_packets", cni::first_packets),
+        podlane_once("cni_without_the_daemon", cni::without_the_daemon),
+        without_once("cni_many_at_once", cni::many_at_once),
+        without_once("cni_undoes_every_step", cni::undoes_every_step),
+        without_once("cni_killed_at_any_time", cni::killed_at_any_time),
+        without_once("cni_collects_garbage", cni::collects_garbage),
+        without_once("cni_makes_the_bridge", cni::makes_the_bridge),
+        without_once("cni_refusals", cni::refusals),
+        without_once("cni_delegates", cni::delegates),
+        without_once("cni_in_a_chain", cni::in_a_chain),
+        without_once("cni_full_disk", cni::full_disk),
         podlane_once("idle", lifecycle::idle),
         podlane_families("stopped_daemon", lifecycle::stopped),
         podlane_families("killed_daemon", lifecycle::killed),

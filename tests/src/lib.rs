@@ -5,12 +5,13 @@
 //! [`daemon`] starts `podlane run` in a node, [`status`] reads what it says of itself, and [`bed`] puts the four together
 //! into what a test case is handed: a testbed, with or without Podlane, that can send traffic and audit what became of it.
 //! [`load`] keeps many flows running through whatever happens to the nodes, and [`evidence`] reads what the kernel and Podlane count
-//! as lost. [`document`] reads documents whose commands are tested.
+//! as lost. [`document`] reads documents whose commands are tested, [`cni`] calls the CNI plugin.
 //!
 //! Nothing here sleeps for luck: everything waits for a condition until a deadline, and a deadline that passes is an error
 //! that names what was waited for.
 
 pub mod bed;
+pub mod cni;
 pub mod command;
 pub mod daemon;
 pub mod document;

@@ -7,7 +7,6 @@
 
 mod changes;
 pub mod event;
-pub mod socket;
 pub mod world;
 
 use std::io;
@@ -26,7 +25,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 pub use changes::Changes;
 pub use event::Event;
-pub use socket::{NetlinkError, NetlinkHeaderView, RequestSocket};
+pub use podlane_netlink as socket;
+pub use podlane_netlink::{NetlinkError, NetlinkHeaderView, RequestSocket};
 pub use world::World;
 
 use socket::failed;

@@ -1,4 +1,5 @@
-//! A netlink socket for requests: one at a time, each answered by an acknowledgement, an object or a dump.
+//! A netlink socket for requests: one at a time, each answered by an acknowledgement, an object or a dump. Podlane's daemon
+//! and its CNI plugin share it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -53,12 +54,13 @@ impl NetlinkError {
     }
 }
 
-pub(crate) fn failed(action: &'static str) -> impl Fn(io::Error) -> NetlinkError {
+/// Says of a system call's error what was tried.
+pub fn failed(action: &'static str) -> impl Fn(io::Error) -> NetlinkError {
     move |source| NetlinkError::Socket { action, source }
 }
 
 /// Bytes of the receive buffer in user space; the kernel makes dump pieces of at most 32 KiB (`net/netlink/af_netlink.c`).
-pub(crate) const BUFFER: usize = 128 * 1024;
+pub const BUFFER: usize = 128 * 1024;
 
 /// Time that an answer may take. The kernel answers at once unless somebody holds its configuration lock.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -75,7 +77,7 @@ pub struct NetlinkHeaderView {
 }
 
 /// Splits what one receive call gave into messages. Trailing bytes that are no message end the iteration.
-pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (NetlinkHeaderView, &[u8])> {
+pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (NetlinkHeaderView, &[u8])> {
     const HEADER: usize = 16;
     std::iter::from_fn(move || {
         let header = bytes.get(..HEADER)?;
@@ -189,7 +191,7 @@ impl RequestSocket {
 }
 
 /// A message as bytes, with the type in its header.
-pub(crate) fn emit(message: RouteNetlinkMessage) -> Vec<u8> {
+pub fn emit(message: RouteNetlinkMessage) -> Vec<u8> {
     let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
