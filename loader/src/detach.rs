@@ -131,7 +131,7 @@ pub fn detach(wish: &Wish) -> Result<Report, DetachError> {
     for pins in root.iter().map(|root| Pins::everywhere(root, instance)).collect::<Result<Vec<_>, _>>()?.concat() {
         let path = pins.directory().display().to_string();
         let is_own = own.as_ref().is_some_and(|own| own.directory() == pins.directory());
-        if !is_own && pins::plan(Layout::own(), &pins.found()?).links.first().is_some() {
+        if !is_own && !pins::plan(Layout::own(), &pins.found()?).links.is_empty() {
             report.elsewhere.push(path);
             continue;
         }

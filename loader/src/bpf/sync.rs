@@ -61,7 +61,7 @@ where
     }
 
     /// Notes what an earlier writer has left of copy `copy`; `copy_of` tells the copy of a key.
-    fn adopt(&mut self, left: &[([u8; K], [u8; V])], copy: usize, copy_of: impl Fn(&[u8; K]) -> usize) {
+    fn adopt(&mut self, left: &[Element<K, V>], copy: usize, copy_of: impl Fn(&[u8; K]) -> usize) {
         let own = left.iter().filter(|(key, _)| copy_of(key) == copy);
         self.written = own.map(|(key, value)| (*key, (*value, self.round))).collect();
     }
@@ -186,7 +186,7 @@ impl<const V: usize> Slots<V> {
     }
 
     /// Notes what an earlier writer has left.
-    fn adopt(&mut self, left: &[([u8; 4], [u8; V])]) {
+    fn adopt(&mut self, left: &[Element<4, V>]) {
         let limit = self.limit();
         let own = left.iter().map(|(_, value)| *value).skip(self.copy * limit).take(limit);
         self.written = own.collect();
@@ -257,8 +257,11 @@ pub(super) fn check_sizes(map: &MapHandle, key: usize, value: usize) -> Result<(
     Err(BpfError::Layout { map: map.name().to_string_lossy().into_owned(), found, expected })
 }
 
+/// A key and its value.
+type Element<const K: usize, const V: usize> = ([u8; K], [u8; V]);
+
 /// All elements of a map. Nobody else writes it.
-fn read<const K: usize, const V: usize>(map: &MapHandle) -> Result<Vec<([u8; K], [u8; V])>, BpfError> {
+fn read<const K: usize, const V: usize>(map: &MapHandle) -> Result<Vec<Element<K, V>>, BpfError> {
     check_sizes(map, K, V)?;
     if let Ok((keys, values)) = super::sys::read_map(map.as_fd(), K, V, map.max_entries() as usize) {
         let pairs = keys.as_chunks::<K>().0.iter().copied().zip(values.as_chunks::<V>().0.iter().copied());

@@ -116,11 +116,12 @@ pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<LinkState> {
     let mut bytes = size_of::<libbpf_sys::bpf_link_info>() as u32;
     // SAFETY: `info` is valid for writes of the size that is named, and the descriptor is open during the call.
     succeeded(unsafe { libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &mut info, &mut bytes) })?;
-    // SAFETY: the kernel fills the member that belongs to the type; the other bytes are zero, and every member is plain
-    // integers.
+    let of = &info.__bindgen_anon_1;
     let (kind, ifindex) = match info.type_ {
-        libbpf_sys::BPF_LINK_TYPE_XDP => (LinkKind::Xdp, unsafe { info.__bindgen_anon_1.xdp.ifindex }),
-        libbpf_sys::BPF_LINK_TYPE_TCX => (LinkKind::Tcx, unsafe { info.__bindgen_anon_1.tcx.ifindex }),
+        // SAFETY: the kernel fills the member that belongs to the type, and every member is plain integers.
+        libbpf_sys::BPF_LINK_TYPE_XDP => (LinkKind::Xdp, unsafe { of.xdp.ifindex }),
+        // SAFETY: as above.
+        libbpf_sys::BPF_LINK_TYPE_TCX => (LinkKind::Tcx, unsafe { of.tcx.ifindex }),
         _ => return Err(io::Error::from_raw_os_error(nix::libc::EINVAL)),
     };
     Ok(LinkState { kind, ifindex, program: info.prog_id })

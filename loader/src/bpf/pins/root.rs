@@ -6,12 +6,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{FsType, statfs};
 
 /// Where the kernel's documentation, systemd and everybody else has it.
 const USUAL: &str = "/sys/fs/bpf";
 /// `BPF_FS_MAGIC` (`linux/magic.h`).
-const MAGIC: i64 = 0xcafe_4a11;
+const MAGIC: FsType = FsType(0xcafe_4a11);
 
 /// Where to look for bpffs.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -98,7 +98,7 @@ pub fn find_root(root: &Root) -> Result<PathBuf, NoBpffs> {
 }
 
 fn is_bpffs(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| i64::from(found.filesystem_type().0) == MAGIC)
+    statfs(path).is_ok_and(|found| found.filesystem_type() == MAGIC)
 }
 
 /// Where `/proc/self/mountinfo` (proc_pid_mountinfo(5)) has bpffs mounted, the usual place first.
