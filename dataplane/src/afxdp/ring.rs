@@ -289,7 +289,7 @@ mod tests {
     /// older value that the memory model allows.
     #[test]
     fn a_producer_and_a_consumer_in_two_threads_lose_nothing() {
-        const ENTRIES: u64 = if cfg!(miri) { 60 } else { 200_000 };
+        const ENTRIES: u64 = if cfg!(miri) { 60 } else { 10_000 };
         let plain = Plain::new(u32::MAX - 20);
         let (mut producer, mut consumer) = (Producer::over(plain.shared()), Consumer::over(plain.shared()));
         std::thread::scope(|scope| {

@@ -59,7 +59,7 @@ mod tests {
     /// Over arc-swap as it is; under miri every access is checked for races, and every snapshot must be freed.
     #[test]
     fn a_reader_sees_snapshots_in_order() {
-        const SNAPSHOTS: u64 = if cfg!(miri) { 10 } else { 10_000 };
+        const SNAPSHOTS: u64 = if cfg!(miri) { 10 } else { 1000 };
         let (publisher, mut reader) = channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -106,7 +106,7 @@ mod tests {
     /// Two threads, over the queues as they are. Under miri every access to the frames' bytes is checked for races.
     #[test]
     fn packets_cross_threads_whole_in_order_and_with_their_bytes() {
-        const PACKETS: u64 = if cfg!(miri) { 12 } else { 3000 };
+        const PACKETS: u64 = if cfg!(miri) { 12 } else { 500 };
         let umem = Umem::new(8).unwrap();
         let (_waiter, waker) = Waiter::new().unwrap();
         let handoff = Handoff::new(vec![waker.clone(), waker]);
