@@ -56,7 +56,7 @@ check 'and its configuration only an example' test ! -e "$DEST/etc/cni" -a -s "$
 check 'it says what it put where' grep -q "^installed  $DEST/usr/local/share/man/man8/podlane.8$" "$WORK/said"
 check 'every file is told' is "$(grep -c '^installed ' "$WORK/said")" "$(($(find "$DEST" -type f | wc -l) - 1))"
 check 'the configuration is the example' cmp packaging/podlane.toml "$DEST/etc/podlane/podlane.toml"
-check 'a page for each command' is "$("$BINARY" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p' | grep -v '^help$' | sort)" \
+check 'a page for each command' is "$("$BINARY" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z][a-z]*\) .*/\1/p' | grep -v '^help$' | sort)" \
     "$(find "$DEST/usr/local/share/man/man8" -name 'podlane-*.8' -printf '%f\n' | sed 's/^podlane-\(.*\)\.8$/\1/' | sort)"
 # shellcheck disable=SC1091
 check 'bash loads the completion' bash --norc -c "source '$DEST/usr/local/share/bash-completion/completions/podlane' && complete -p podlane" >/dev/null
