@@ -325,16 +325,20 @@ impl<'a> Attempt<'a> {
             let address = IpNet::new(gateway, ip.address.prefix_len()).map_err(|_| {
                 Failure::new(code::CONFIGURATION, format!("the gateway {gateway} is of another family"))
             })?;
-            self.nobody_else_has(address.trunc())?;
+            self.nobody_else_has(address, bridge.index)?;
             self.host.add_address(bridge.index, address)?;
         }
         Ok(())
     }
 
-    /// Refuses a pods' network in which the node has another address: a pod would be given it, or lie behind it.
-    fn nobody_else_has(&mut self, network: IpNet) -> Result<(), Failure> {
-        let taken = self.host.addresses(None)?.into_iter().find(|(_, address)| network.contains(&address.addr()));
-        let Some((_, address)) = taken else { return Ok(()) };
+    /// Refuses a pods' network in which the node has another address than the gateway's: a pod would be given it, or lie
+    /// behind it. The gateway's may have come this moment, by another ADD.
+    fn nobody_else_has(&mut self, gateway: IpNet, bridge: u32) -> Result<(), Failure> {
+        let network = gateway.trunc();
+        let is_ours = |index: u32, address: &IpNet| index == bridge && address.addr() == gateway.addr();
+        let all = self.host.addresses(None)?.into_iter();
+        let mut others = all.filter(|(index, address)| !is_ours(*index, address));
+        let Some((_, address)) = others.find(|(_, address)| network.contains(&address.addr())) else { return Ok(()) };
         let message = format!("the pods' network {network} overlaps with the node's own address {address}");
         let details = "give the pods a network of their own, or name the bridge's address as \"gateway\"";
         Err(Failure::new(code::CONFIGURATION, message).with_details(details))

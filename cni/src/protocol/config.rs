@@ -247,7 +247,8 @@ impl Config {
         // A name with a slash has an owner, "cni.dev/valid-attachments" for one.
         let strange = self.all.iter().find(|(key, value)| {
             let known = KNOWN.contains(&key.as_str()) || key.contains('/');
-            !(known || NOTHING.contains(&key.as_str()) && asks_nothing(value))
+            let silent = NOTHING.contains(&key.as_str()) && asks_nothing(value);
+            !(known || silent)
         });
         if let Some((key, value)) = strange {
             let message = format!("unsupported field in the network configuration: \"{key}\": {value}");
