@@ -223,7 +223,7 @@ fn bad_requests_are_answered_with_a_sentence() {
         (
             b"{\"request\":\"stop\"}\n",
             "there is no request \"stop\" in this version; there are \"ping\", \"status\", \"path\", \"trace\", \"tables\", \"log\", \
-             \"config\" and \"capture\"",
+             \"config\", \"let_go\" and \"capture\"",
         ),
         (&[b'x'; MAX_REQUEST + 1], "a request has at most 32768 bytes"),
     ] {
