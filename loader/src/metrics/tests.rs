@@ -101,6 +101,8 @@ const NOT_TOLD: &[(&str, &str)] = &[
     ("/pid", "the process is known to who collects metrics of processes, and a number in no unit"),
     ("/total", "the sum of its parts, which are told"),
     ("/le_us", "the bounds of the buckets, which are labels; a daemon has one set of them"),
+    ("/adopted_maps", "how one start went, which the log says; the gap that it made is told"),
+    ("/adopted_links", "how one start went, which the log says; the gap that it made is told"),
     ("/p50_us", "histogram_quantile makes it of the buckets"),
     ("/p99_us", "histogram_quantile makes it of the buckets"),
 ];
