@@ -6,8 +6,8 @@
 #
 #   scripts/miri.sh [SEEDS]    the tests that start threads run under so many schedules, 8 unless said otherwise
 #
-# Needs a nightly compiler with miri and rust-src (rustup component add --toolchain nightly miri rust-src). Takes about four
-# minutes on two idle cores, and as long again to build the first time; it is not part of the normal test run.
+# Needs a nightly compiler with miri and rust-src (rustup component add --toolchain nightly miri rust-src). It is slow (rings and
+# UMEM alone take a minute of a core, property tests far longer), so it is not part of the normal test run.
 
 set -euo pipefail
 
