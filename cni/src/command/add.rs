@@ -12,7 +12,6 @@ use serde_json::Value;
 
 use crate::delegate;
 use crate::ipam::{Attachment, Lease, Reserved, Store};
-use crate::link::announce::Announcer;
 use crate::link::namespace::Namespace;
 use crate::link::{Link, Links, Mac, Pair, set_sysctl};
 use crate::protocol::result::{self, Interface, Ip, Outcome, Route};
@@ -95,7 +94,6 @@ struct Attempt<'a> {
     netns: Namespace,
     host: Links,
     pod: Links,
-    announcer: Announcer,
     made: Made,
 }
 
@@ -143,9 +141,9 @@ impl<'a> Attempt<'a> {
         let netns = Namespace::open(&call.netns)?;
         let host = Links::open()?;
         let store = Store::open(&config.data)?;
-        let (mut pod, announcer) = {
+        let mut pod = {
             let _inside = netns.enter()?;
-            (Links::open()?, Announcer::open()?)
+            Links::open()?
         };
         if pod.find(&call.interface)?.is_some() {
             let message = format!("the container has an interface {} already", call.interface);
@@ -154,7 +152,7 @@ impl<'a> Attempt<'a> {
         let attachment = super::attachment_of(call, config);
         let host_name = super::host_interface(&attachment);
         let made = Made::default();
-        Ok(Attempt { call, config, fault, attachment, host_name, store, netns, host, pod, announcer, made })
+        Ok(Attempt { call, config, fault, attachment, host_name, store, netns, host, pod, made })
     }
 
     fn connect(&mut self, plan: Option<&crate::ipam::Plan>, print: Print<'_>) -> Result<(), Failure> {
@@ -242,9 +240,7 @@ impl<'a> Attempt<'a> {
         let pod = self.pod.wait_until_ready(&call.interface)?;
         let bridge = self.host.find(&config.bridge)?.unwrap_or_else(|| bridge.clone());
         (self.fault)(Step::Ready)?;
-        for ip in &outcome.ips {
-            self.announcer.tell(pod_index, pod.mac, ip.address.addr())?;
-        }
+        self.pod.announce(&pod)?;
         (self.fault)(Step::Announce)?;
         let interface = |link: &Link, sandbox: &str| Interface {
             name: link.name.clone(),
@@ -301,12 +297,15 @@ impl<'a> Attempt<'a> {
         Ok(pod.index)
     }
 
-    /// No waiting for duplicates of addresses that the IPAM guards, and no routes from whoever on the bridge claims to be
-    /// a router. A runtime may have switched IPv6 off for new interfaces.
+    /// No waiting for duplicates of addresses that the IPAM guards, no routes from whoever on the bridge claims to be a
+    /// router, and neighbours are told ([`Links::announce`]). A runtime may have switched IPv6 off for new interfaces.
     fn pod_sysctls(&self) -> Result<(), Failure> {
         let _inside = self.netns.enter()?;
-        for (key, value) in [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0")] {
-            set_sysctl(&format!("ipv6/conf/{}/{key}", self.call.interface), value)?;
+        let six = [("disable_ipv6", "0"), ("accept_dad", "0"), ("accept_ra", "0"), ("ndisc_notify", "1")];
+        let four = [("arp_notify", "1")];
+        let all = six.map(|setting| ("ipv6", setting)).into_iter().chain(four.map(|setting| ("ipv4", setting)));
+        for (family, (key, value)) in all {
+            set_sysctl(&format!("{family}/conf/{}/{key}", self.call.interface), value)?;
         }
         Ok(())
     }

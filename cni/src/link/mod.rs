@@ -2,10 +2,8 @@
 //!
 //! A pod's veth pair is made in one request: its end in the pod's namespace from the beginning, with the address, name and
 //! MTU that it keeps, and the node's end as a member of the bridge. That spares the moves between namespaces, each of which
-//! makes the kernel wait for all CPUs. [`Links`] speaks to one namespace, [`namespace`] goes to the pod's, [`announce`]
-//! tells the neighbours of the new one.
+//! makes the kernel wait for all CPUs. [`Links`] speaks to one namespace, [`namespace`] goes to the pod's.
 
-pub mod announce;
 pub mod namespace;
 mod read;
 
@@ -246,6 +244,17 @@ impl Links {
         message.header.index = index;
         message.attributes = attributes;
         self.requests.request(RouteNetlinkMessage::SetLink(message), 0, action)
+    }
+
+    /// Has the kernel tell the neighbours which addresses an interface has (gratuitous ARP, unsolicited neighbour
+    /// advertisements), which it does when a MAC address is set and `arp_notify` and `ndisc_notify` are on. A packet socket
+    /// could tell them as well, but the kernel waits for all CPUs when one is closed.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn announce(&mut self, link: &Link) -> Result<(), NetlinkError> {
+        let address = vec![LinkAttribute::Address(link.mac.0.to_vec())];
+        self.set(link.index, address, &format!("set the MAC address of {} again", link.name))
     }
 
     /// Removes an interface. False: there was none.
