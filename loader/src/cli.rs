@@ -357,8 +357,8 @@ struct NodeOptions {
     /// Microseconds that a worker without traffic keeps looking before it sleeps, 0 to 1000000 [default: 50]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     idle_spin_us: Option<i64>,
-    /// Give pods whose port takes the kernel path IPv4 segmentation sizes of so many bytes (BIG TCP), 65537 to 524280, 0 for
-    /// off [default: off]
+    /// Give pods whose port takes the kernel path segmentation sizes of so many bytes (BIG TCP), 65537 to 524280, 0 for off
+    /// [default: off]
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
     big_tcp: Option<i64>,
     /// Give pods this MTU for each other, 1280 to 65000, 0 for off; their traffic to elsewhere keeps its size [default: off]
