@@ -55,15 +55,16 @@ struct capture_scratch {
 	__u32 to_peer;
 	/* Number of the port for which a record is made. */
 	__u32 port;
-	/* enum pass_reason */
+	/* enum pass_reason; or enum drop_reason, if it was dropped. */
 	__u32 reason;
-	__u32 zero;
+	__u32 dropped;
 	__u64 received_ns;
 };
 
 enum capture_outcome {
 	CAPTURE_FORWARDED = 0,
 	CAPTURE_PASSED = 1,
+	CAPTURE_DROPPED = 2,
 	CAPTURE_SENT = 3,
 };
 
@@ -88,7 +89,7 @@ struct capture_record {
 	/* A VLAN tag beside the frame: its EtherType and its control information, both as the machine has them. */
 	__u16 vlan_type;
 	__u16 vlan_tag;
-	/* enum capture_direction, capture_outcome, pass_reason, capture_place */
+	/* enum capture_direction, capture_outcome, pass_reason or drop_reason, capture_place */
 	__u8 direction;
 	__u8 outcome;
 	__u8 reason;

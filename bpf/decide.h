@@ -27,12 +27,12 @@ static __always_inline const struct port *port_of(const struct snapshot *snapsho
 	return bpf_map_lookup_elem(&ports, &index);
 }
 
-/* The same if frames may enter and leave through it. */
-static __always_inline const struct port *forwarding_port(const struct snapshot *snapshot, __u32 id)
+/* The same as a way out, if it is one. */
+static __always_inline const struct way_out *way_out_of(const struct snapshot *snapshot, __u32 id)
 {
 	const struct port *port = port_of(snapshot, id);
 
-	return port && port->flags & PORT_FORWARDING ? port : NULL;
+	return port && port->out.flags & PORT_FORWARDING ? &port->out : NULL;
 }
 
 /*
@@ -43,24 +43,25 @@ static __always_inline __u32 ingress_port(const struct snapshot *snapshot, __u32
 {
 	__u32 key = ifindex * COPIES + snapshot->copy;
 	__u32 place = slot(snapshot, ifindex & (NEAR_INTERFACES - 1), NEAR_INTERFACES);
-	const struct near *near = bpf_map_lookup_elem(&near_interfaces, &place);
-	const struct port *found;
+	const struct port *found = bpf_map_lookup_elem(&near_interfaces, &place);
 	const __u32 *id;
 
-	if (near && near->ifindex == ifindex)
-		id = &near->port;
-	else
-		id = bpf_map_lookup_elem(&interfaces, &key);
+	if (likely(found && found->out.ifindex == ifindex)) {
+		*port = found;
+		return found->number;
+	}
+	id = bpf_map_lookup_elem(&interfaces, &key);
 	if (!id)
 		return MAX_PORTS;
 	found = port_of(snapshot, *id);
-	if (found && found->ifindex == ifindex)
+	if (found && found->out.ifindex == ifindex)
 		*port = found;
 	return *id;
 }
 
-/* Where a MAC address is; key is like head.destination_key. */
-static __always_inline const struct station *station_of(const struct snapshot *snapshot, __be64 key)
+/* Where a MAC address is; key is like head.destination_key. *out is left as it was if the way out stands elsewhere. */
+static __always_inline const struct station *station_of(const struct snapshot *snapshot, __be64 key,
+							const struct way_out **out)
 {
 	__u32 place = slot(snapshot, near_place(key), NEAR_STATIONS);
 	const struct near_station *near = bpf_map_lookup_elem(&near_stations, &place);
@@ -70,22 +71,12 @@ static __always_inline const struct station *station_of(const struct snapshot *s
 	} address = { .key = key };
 
 	/* An empty place looks like the address of zeros, which is nobody's. */
-	if (near && near->key == key && key)
+	if (likely(near && near->key == key && key)) {
+		*out = &near->out;
 		return &near->station;
+	}
 	address.copy = snapshot->copy;
 	return bpf_map_lookup_elem(&fdb, &address.key);
-}
-
-/* The source MAC address like head.destination_key: the EtherType, which follows it, is shifted out. */
-static __always_inline __be64 source_key(const struct head *head)
-{
-	__u64 source_and_type = *(const __u64 *)head->source;
-
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-	return source_and_type << 16;
-#else
-	return source_and_type >> 16;
-#endif
 }
 
 static __always_inline int in_cluster4(const struct node *node, __be32 address)
@@ -99,7 +90,7 @@ static __always_inline int in_cluster4(const struct node *node, __be32 address)
 	return 0;
 }
 
-static __always_inline int in_cluster6(const struct node *node, const struct address6 *address)
+static __noinline int in_cluster6(const struct node *node, const struct address6 *address)
 {
 	for (__u32 index = 0; index < MAX_CLUSTER_CIDRS; index++) {
 		const struct cidr6 *cidr = &node->cidr6[index];
@@ -124,56 +115,101 @@ static __always_inline int both_ends_in_cluster(const struct head *head, const s
  * Whether the frame may leave through a port: everything behind its Ethernet header within the MTUs, padding included as
  * in the kernel's is_skb_forwardable, and the frame within what the sockets on the way carry, if it goes that way.
  */
-static __always_inline __u32 fits(const struct packet *packet, const struct port *from, const struct port *to,
+static __always_inline __u32 fits(const struct packet *packet, const struct port *from, const struct way_out *to,
 				  __u32 route_mtu)
 {
 	__u64 bytes = packet->wire_bytes - ETHERNET_BYTES;
 
 	if (bytes > to->mtu || bytes > route_mtu)
 		return PASS_TOO_BIG;
-	if (!(from->flags & PORT_REPEATED) &&
-	    (packet->frame_bytes > from->max_frame || packet->frame_bytes > to->max_frame))
+	if (!(from->out.flags & PORT_REPEATED) &&
+	    (packet->frame_bytes > from->out.max_frame || packet->frame_bytes > to->max_frame))
 		return PASS_FRAME_SIZE;
 	return ADMIT;
 }
 
 /* The destination MAC address is another pod's. */
 static __always_inline __u32 bridge(const struct snapshot *snapshot, const struct head *head, struct packet *packet,
-				    __u32 ingress, const struct port *from, const struct node *node)
+				    const struct port *from, const struct node *node)
 {
 	const struct station *station;
-	const struct port *to;
+	const struct way_out *to = NULL;
 
 	if (node->bridge_off)
 		return node->bridge_off - 1;
-	station = station_of(snapshot, head->destination_key);
+	station = station_of(snapshot, head->destination_key, &to);
 	if (!station)
 		return PASS_UNKNOWN_MAC;
 	packet->egress = station->port;
-	if (packet->egress == ingress)
+	if (packet->egress == packet->ingress)
 		return PASS_HAIRPIN;
-	to = forwarding_port(snapshot, packet->egress);
-	if (!to)
+	if (unlikely(!to))
+		to = way_out_of(snapshot, packet->egress);
+	if (!to || !(to->flags & PORT_FORWARDING))
 		return PASS_PORT_STATE;
 	packet->to = to;
-	if (from->flags & to->flags & PORT_ISOLATED)
+	if (from->out.flags & to->flags & PORT_ISOLATED)
 		return PASS_PORT_STATE;
 	return fits(packet, from, to, ~0U);
 }
 
-/* Longest-prefix match of the destination: an index into next_hops. */
-static __always_inline const __u32 *longest_prefix(const struct snapshot *snapshot, const struct head *head)
+/* Longest-prefix match of the destination: an index into next_hops; MAX_NEXT_HOPS if there is none. */
+static __always_inline __u32 longest_prefix4(const struct snapshot *snapshot, __be32 address)
 {
-	if (head->ethertype == bpf_htons(ETHERTYPE_IPV4)) {
-		struct prefix4 key = { .length = COPY_BITS + 32, .copy = snapshot->copy, .address = head->ipv4.destination };
+	struct prefix4 key = { .length = COPY_BITS + 32, .copy = snapshot->copy, .address = address };
+	__u64 base = snapshot->generation * MAX_NEXT_HOPS, found;
+	__u32 hash = near_route_hash(address), line = hash % (NEAR_ROUTES / NEAR_WAYS4), victim = hash >> 30;
+	struct near_line4 *near = bpf_map_lookup_elem(&near_routes4, &line);
+	const __u32 *index;
 
-		return bpf_map_lookup_elem(&fib4, &key);
-	} else {
-		struct prefix6 key = { .length = COPY_BITS + 128, .copy = snapshot->copy };
-
-		__builtin_memcpy(key.address, &head->ipv6.destination, sizeof(key.address));
-		return bpf_map_lookup_elem(&fib6, &key);
+	if (!near)
+		return MAX_NEXT_HOPS;
+	for (int way = 0; way < NEAR_WAYS4; way++) {
+		found = *(volatile __u64 *)&near->way[way].found;
+		if (near->way[way].address - found * NEAR_FACTOR == address && found - base < MAX_NEXT_HOPS)
+			return found - base;
+		if (found - base >= MAX_NEXT_HOPS)
+			victim = way;
 	}
+	index = bpf_map_lookup_elem(&fib4, &key);
+	if (!index || *index >= MAX_NEXT_HOPS)
+		return MAX_NEXT_HOPS;
+	found = base + *index;
+	victim %= NEAR_WAYS4;
+	*(volatile __u64 *)&near->way[victim].address = address + found * NEAR_FACTOR;
+	*(volatile __u64 *)&near->way[victim].found = found;
+	return found - base;
+}
+
+static __always_inline __u32 longest_prefix6(const struct snapshot *snapshot, const struct address6 *address)
+{
+	struct prefix6 key = { .length = COPY_BITS + 128, .copy = snapshot->copy };
+	__u64 base = snapshot->generation * MAX_NEXT_HOPS, high = address->high, low = address->low, found;
+	__u32 hash = near_route_hash(high * NEAR_FACTOR + low), line = hash % (NEAR_ROUTES / NEAR_WAYS6);
+	__u32 victim = hash >> 31;
+	struct near_line6 *near = bpf_map_lookup_elem(&near_routes6, &line);
+	const __u32 *index;
+
+	if (!near)
+		return MAX_NEXT_HOPS;
+	for (int way = 0; way < NEAR_WAYS6; way++) {
+		found = *(volatile __u64 *)&near->way[way].found;
+		if (near->way[way].high - found * NEAR_FACTOR == high && near->way[way].low - found * NEAR_FACTOR == low &&
+		    found - base < MAX_NEXT_HOPS)
+			return found - base;
+		if (found - base >= MAX_NEXT_HOPS)
+			victim = way;
+	}
+	__builtin_memcpy(key.address, address, sizeof(key.address));
+	index = bpf_map_lookup_elem(&fib6, &key);
+	if (!index || *index >= MAX_NEXT_HOPS)
+		return MAX_NEXT_HOPS;
+	found = base + *index;
+	victim %= NEAR_WAYS6;
+	*(volatile __u64 *)&near->way[victim].high = high + found * NEAR_FACTOR;
+	*(volatile __u64 *)&near->way[victim].low = low + found * NEAR_FACTOR;
+	*(volatile __u64 *)&near->way[victim].found = found;
+	return found - base;
 }
 
 /* The destination among the hosts of a link: an index into adjacencies. */
@@ -191,24 +227,27 @@ static __always_inline const __u32 *on_link(const struct snapshot *snapshot, con
 	}
 }
 
-/* The destination MAC address is the node's, the destination IP address is somebody else's. */
-static __always_inline __u32 route(const struct snapshot *snapshot, const struct head *head, struct packet *packet,
-				   __u32 ingress, const struct port *from, const struct node *node)
+/*
+ * The destination MAC address is the node's, the destination IP address is somebody else's. A function of its own, so that
+ * what is bridged has its instructions close together.
+ */
+static __noinline __u32 route(const struct snapshot *snapshot, const struct head *head, struct packet *packet,
+			      const struct port *from, const struct node *node)
 {
 	int is_ipv4 = head->ethertype == bpf_htons(ETHERTYPE_IPV4);
 	__u32 off = is_ipv4 ? node->ipv4_off : node->ipv6_off;
 	const struct next_hop *next_hop;
 	const struct adjacency *adjacency;
-	const struct port *to;
+	const struct way_out *to;
 	const __u32 *index;
 	__u32 at;
 
 	if (off)
 		return off - 1;
-	index = longest_prefix(snapshot, head);
-	if (!index)
+	at = is_ipv4 ? longest_prefix4(snapshot, head->ipv4.destination) : longest_prefix6(snapshot, &head->ipv6.destination);
+	if (at >= MAX_NEXT_HOPS)
 		return PASS_NO_ROUTE;
-	at = slot(snapshot, *index, MAX_NEXT_HOPS);
+	at = slot(snapshot, at, MAX_NEXT_HOPS);
 	next_hop = bpf_map_lookup_elem(&next_hops, &at);
 	if (!next_hop)
 		return PASS_NO_ROUTE;
@@ -233,9 +272,9 @@ static __always_inline __u32 route(const struct snapshot *snapshot, const struct
 	if (is_ipv4 && !header_checksum_is_right(&head->ipv4))
 		return PASS_MALFORMED;
 	packet->egress = adjacency->port;
-	if (packet->egress == ingress)
+	if (packet->egress == packet->ingress)
 		return PASS_HAIRPIN;
-	to = forwarding_port(snapshot, packet->egress);
+	to = way_out_of(snapshot, packet->egress);
 	if (!to)
 		return PASS_PORT_STATE;
 	packet->to = to;
@@ -248,31 +287,32 @@ static __always_inline __u32 route(const struct snapshot *snapshot, const struct
  * bridge; nobody reports what is repeated here, so an unknown or moved sender is shown to the bridge itself.
  */
 static __always_inline int sender_is_known(const struct snapshot *snapshot, const struct head *head,
-					   struct packet *packet, __u32 ingress, const struct port *from)
+					   struct packet *packet, const struct port *from)
 {
+	const struct way_out *unused;
 	const struct station *sender;
 	__be64 key;
 
-	if (from->kind != PORT_POD || !(from->flags & PORT_REPEATED) || !(from->flags & PORT_LEARNING))
+	if (from->kind != PORT_POD || !(from->out.flags & PORT_REPEATED) || !(from->out.flags & PORT_LEARNING))
 		return 1;
 	key = source_key(head);
-	if (key == from->station_key) {
+	if (likely(key == from->station_key)) {
 		packet->sender_activity = from->station_activity;
 		return 1;
 	}
-	sender = station_of(snapshot, key);
-	if (!sender || sender->port != ingress)
+	sender = station_of(snapshot, key, &unused);
+	if (!sender || sender->port != packet->ingress)
 		return 0;
 	packet->sender_activity = sender->activity;
 	return 1;
 }
 
 /*
- * Decides a frame that came in through port ingress, whose entry is from. ADMIT: Podlane forwards it. Anything else, even
+ * Decides a frame that came in through the port whose entry is from. ADMIT: Podlane forwards it. Anything else, even
  * a number beyond PASS_REASONS out of a half-written table: it is the kernel's.
  */
 static __always_inline __u32 decide(const struct snapshot *snapshot, const struct head *head, struct packet *packet,
-				    __u32 ingress, const struct port *from)
+				    const struct port *from)
 {
 	const struct node *node = bpf_map_lookup_elem(&nodes, &snapshot->copy);
 
@@ -280,20 +320,21 @@ static __always_inline __u32 decide(const struct snapshot *snapshot, const struc
 	packet->adjacency = NULL;
 	packet->sender_activity = NOBODY;
 	packet->to = NULL;
-	if (!node || !(from->flags & PORT_FORWARDING))
+	if (!node || !(from->out.flags & PORT_FORWARDING))
 		return PASS_PORT_STATE;
-	if (from->flags & PORT_PARTIAL_CHECKSUMS && !(from->flags & PORT_REPEATED) && packet->may_hide_checksum)
+	packet->node_flags = node->flags;
+	if (from->out.flags & PORT_PARTIAL_CHECKSUMS && !(from->out.flags & PORT_REPEATED) && packet->may_hide_checksum)
 		return PASS_HIDDEN_CHECKSUM;
 	if (!both_ends_in_cluster(head, node))
 		return PASS_OUTSIDE_CLUSTER;
-	if (!sender_is_known(snapshot, head, packet, ingress, from))
+	if (!sender_is_known(snapshot, head, packet, from))
 		return PASS_UNKNOWN_SOURCE;
 	if (head->destination_key == from->router_key)
-		return route(snapshot, head, packet, ingress, from, node);
+		return route(snapshot, head, packet, from, node);
 	/* An uplink in promiscuous mode sees frames for other stations; they are not ours to bridge. */
 	if (from->kind != PORT_POD)
 		return PASS_UNKNOWN_MAC;
-	return bridge(snapshot, head, packet, ingress, from, node);
+	return bridge(snapshot, head, packet, from, node);
 }
 
 #endif

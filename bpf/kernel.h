@@ -24,6 +24,10 @@ typedef __u32 __wsum;
 
 #define NULL ((void *)0)
 
+/* What is expected of nearly every frame that is forwarded: the compiler lays that way out in one piece. */
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
 enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
@@ -41,6 +45,7 @@ enum {
 };
 
 enum xdp_action {
+	XDP_DROP = 1,
 	XDP_PASS = 2,
 	XDP_REDIRECT = 4,
 };
@@ -55,9 +60,13 @@ struct xdp_md {
 	__u32 egress_ifindex;
 };
 
-/* What a tc program answers that leaves a packet alone (enum tcx_action_base; the same number as clsact's TC_ACT_UNSPEC). */
+/*
+ * What a tc program answers that leaves a packet alone, and that drops it (enum tcx_action_base; the same numbers as clsact's
+ * TC_ACT_UNSPEC and TC_ACT_SHOT).
+ */
 enum {
 	TCX_NEXT = -1,
+	TCX_DROP = 2,
 };
 
 enum {

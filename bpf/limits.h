@@ -11,6 +11,10 @@
 #define MAX_WORKERS 16
 /* Entries of the forwarding database, all ports together. */
 #define MAX_FDB 16384
+/* MAC addresses that a guarded port may send from. */
+#define MAX_GUARD_MACS 4
+/* IP addresses of one family, likewise. */
+#define MAX_GUARD_ADDRESSES 8
 /* Neighbours, both families together. */
 #define MAX_NEIGHBOURS 16384
 /* Routes of one family. */
@@ -19,6 +23,8 @@
 #define NEAR_INTERFACES 4096
 /* Places of MAC addresses that are found by looking at one, see struct near_station. */
 #define NEAR_STATIONS 16384
+/* Destinations whose route was looked up lately, of each family, see struct near_route4. A power of two. */
+#define NEAR_ROUTES 16384
 /* Distinct next hops of all routes. */
 #define MAX_NEXT_HOPS 16384
 /* Configured cluster CIDRs of one family. */

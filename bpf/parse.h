@@ -115,8 +115,24 @@ struct head {
 
 _Static_assert(sizeof(struct head) == 2 + HEAD_BYTES, "the copied headers have no gaps");
 
+/* A MAC address like head.destination_key, from itself and the two bytes that follow it, which are shifted out. */
+static __always_inline __be64 mac_key(const __u64 *mac_and_more)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return *mac_and_more << 16;
+#else
+	return *mac_and_more >> 16;
+#endif
+}
+
+/* The source MAC address, which the EtherType follows. */
+static __always_inline __be64 source_key(const struct head *head)
+{
+	return mac_key((const __u64 *)head->source);
+}
+
 struct adjacency;
-struct port;
+struct way_out;
 
 /* What a decision needs to know of a frame besides its addresses. */
 struct packet {
@@ -128,6 +144,8 @@ struct packet {
 	__u64 wire_bytes;
 	/* A super-frame: the kernel cuts it into segments when it leaves, and its IP length may be 0 for "beyond 65,535". */
 	__u32 is_super;
+	/* A VLAN tag stands beside the frame. */
+	__u32 is_tagged;
 	/* Where the L4 header starts, and which it is. */
 	__u32 l4_offset;
 	__u32 protocol;
@@ -135,13 +153,17 @@ struct packet {
 	__u32 l3_bytes;
 	/* A UDP datagram that may be a tunnel with an unfinished checksum inside. */
 	__u32 may_hide_checksum;
+	/* The port that it came in through. */
+	__u32 ingress;
 	/* What the decision found: the port to leave through, */
 	__u32 egress;
-	const struct port *to;
+	const struct way_out *to;
 	/* the new MAC addresses of a routed packet (NULL: bridged), */
 	const struct adjacency *adjacency;
 	/* and the index in used of the sender, or NOBODY if the port is not one that learns. */
 	__u32 sender_activity;
+	/* enum node_flag of the node by whose tables it was decided. */
+	__u32 node_flags;
 };
 
 #define NOBODY 0xffffffff
@@ -235,7 +257,7 @@ static __always_inline __u32 parse_jumbo(const struct ipv6 *ip, struct packet *p
 	return ADMIT;
 }
 
-static __always_inline __u32 parse_ipv6(const struct ipv6 *ip, struct packet *packet)
+static __noinline __u32 parse_ipv6(const struct ipv6 *ip, struct packet *packet)
 {
 	__u32 l4_bytes;
 
@@ -279,8 +301,8 @@ static __always_inline __u32 parse_ipv6(const struct ipv6 *ip, struct packet *pa
 }
 
 /*
- * Reads the headers. The caller has set head_bytes, frame_bytes and is_super; the rest, but for what the decision finds, is
- * valid when the answer is ADMIT, otherwise the answer is the reason why the frame is the kernel's.
+ * Reads the headers. The caller has set head_bytes, frame_bytes, is_super, is_tagged and ingress; the rest, but for what the
+ * decision finds, is valid when the answer is ADMIT, otherwise the answer is the reason why the frame is the kernel's.
  */
 static __always_inline __u32 parse(const struct head *head, struct packet *packet)
 {
@@ -292,7 +314,7 @@ static __always_inline __u32 parse(const struct head *head, struct packet *packe
 		return PASS_GROUP;
 	if (head->source[0] & 1)
 		return PASS_MALFORMED;
-	if (!(head->source[0] | head->source[1] | head->source[2] | head->source[3] | head->source[4] | head->source[5]))
+	if (!source_key(head))
 		return PASS_MALFORMED;
 	switch (bpf_ntohs(head->ethertype)) {
 	case ETHERTYPE_IPV4:
@@ -334,6 +356,22 @@ static __always_inline __u64 copy_head(const __u8 *from, const __u8 *end, struct
 	for (int word = 4; word < 7; word++)
 		*(__u64 *)(to + 8 + 8 * word) = *(const __u64 *)(from + 6 + 8 * word);
 	return HEAD_BYTES;
+}
+
+/*
+ * How much of a frame of so many bytes is a head; 0 for none. The verifier of Linux 6.1 takes the least value of a number
+ * from ordered comparisons only, so that there is at least one byte is shown by one that is less.
+ */
+static __always_inline __u64 head_bytes_of(__u64 frame_bytes)
+{
+	__u64 all_but_one = (frame_bytes < HEAD_BYTES ? frame_bytes : HEAD_BYTES) - 1;
+
+	barrier_var(all_but_one);
+	if (all_but_one >= HEAD_BYTES)
+		return 0;
+	/* Not before the comparison: the sum would not have its bounds. */
+	barrier_var(all_but_one);
+	return all_but_one + 1;
 }
 
 /* Whether the checksum of an IPv4 header without options is right (RFC 1071). */

@@ -36,11 +36,26 @@ enum pass_reason {
 	PASS_UNKNOWN_SOURCE = 26,
 	PASS_TABLES_CHANGED = 27,
 	PASS_TABLES_STALE = 28,
+	PASS_TRANSLATED = 29,
+	PASS_NETFILTER = 30,
 	/* How many reasons there are. */
-	PASS_REASONS = 29,
+	PASS_REASONS = 31,
 };
 
 /* What a check returns that found no reason to leave the frame to the kernel. */
 #define ADMIT PASS_REASONS
+
+/* Why the source guard dropped a frame: the last numbers of DropReason in the same file. */
+enum drop_reason {
+	DROP_FOREIGN_MAC = 7,
+	DROP_FOREIGN_ADDRESS = 8,
+	DROP_FALSE_NEIGHBOUR = 9,
+	DROP_HIDDEN_SOURCE = 10,
+	/* One more than the last. */
+	DROP_REASONS = 11,
+};
+
+/* The guard's first reason. */
+#define DROP_FIRST DROP_FOREIGN_MAC
 
 #endif

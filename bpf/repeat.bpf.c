@@ -12,11 +12,13 @@
  */
 #include "capture.h"
 #include "decide.h"
+#include "guard.h"
 #include "kernel.h"
 #include "limits.h"
 #include "parse.h"
 #include "reason.h"
 #include "tables.h"
+#include "translated.h"
 
 #include <bpf/bpf_core_read.h>
 
@@ -88,6 +90,29 @@ static __always_inline int next(const struct repeated *frame, __u32 reason)
 	return TCX_NEXT;
 }
 
+/* Drops a frame that the guard does not let through. */
+static __always_inline int drop(const struct repeated *frame, __u32 reason)
+{
+	barrier_var(reason);
+	frame->count->dropped[(reason - DROP_FIRST) & (DROP_SLOTS - 1)]++;
+	frame->count->rx_packets++;
+	frame->count->rx_bytes += frame->skb->len;
+	if (frame->captures)
+		record_received(frame, CAPTURE_DROPPED, reason, 0);
+	return TCX_DROP;
+}
+
+static __always_inline long load_more(void *ctx, __u32 offset, void *to, __u32 bytes)
+{
+	return bpf_skb_load_bytes(ctx, offset, to, bytes);
+}
+
+static __always_inline struct nf_conn *look_up(void *ctx, struct bpf_sock_tuple *tuple, __u32 tuple_bytes,
+					       struct bpf_ct_opts *opts)
+{
+	return bpf_skb_ct_lookup(ctx, tuple, tuple_bytes, opts, sizeof(*opts));
+}
+
 /* So many bytes are changed by routing at most: up to the checksum of the IPv4, or the hop limit of the IPv6 header. */
 #define REWRITTEN_BYTES (ETHERNET_BYTES + 12)
 
@@ -96,12 +121,11 @@ static __always_inline __u64 load_head(struct __sk_buff *skb, __u64 frame_bytes,
 {
 	__u32 bytes = copy_head((const __u8 *)(long)skb->data, (const __u8 *)(long)skb->data_end, head);
 
-	if (bytes)
+	if (likely(bytes))
 		return bytes;
-	bytes = frame_bytes < HEAD_BYTES ? frame_bytes : HEAD_BYTES;
 	__builtin_memset(head, 0, sizeof(*head));
-	barrier_var(bytes);
-	if (bytes == 0 || bytes > HEAD_BYTES)
+	bytes = head_bytes_of(frame_bytes);
+	if (!bytes)
 		return 0;
 	return bpf_skb_load_bytes(skb, 0, head->destination, bytes) ? 0 : bytes;
 }
@@ -121,7 +145,7 @@ static __always_inline int may_be_tunnel(struct __sk_buff *skb)
  * How long the segments of a super-frame are on the wire: dataplane/src/packet/super_frame.rs. The kernel drops the jumbo
  * option from each.
  */
-static __always_inline __u32 measure_segments(struct __sk_buff *skb, const struct head *head, struct packet *packet)
+static __noinline __u32 measure_segments(struct __sk_buff *skb, const struct head *head, struct packet *packet)
 {
 	__u32 l4 = head->ethertype == bpf_htons(ETHERTYPE_IPV4) ? IPV4_L4 : IPV6_L4;
 	__u8 offset;
@@ -162,7 +186,7 @@ static __always_inline void touch(const struct snapshot *snapshot, __u32 activit
  * The rewrite of a routed packet: dataplane/src/packet/rewrite.rs. Hop limit first: it is the one that may fail, when the
  * packet's headers are shared and there is no memory for a copy of them.
  */
-static __always_inline long rewrite(struct __sk_buff *skb, struct head *head, const struct adjacency *adjacency)
+static __noinline long rewrite(struct __sk_buff *skb, struct head *head, const struct adjacency *adjacency)
 {
 	__be64 macs[2] = { adjacency->destination_key, adjacency->source_key };
 
@@ -197,51 +221,55 @@ enum trust {
 #define TRUST_BITS 2
 #define TRUST_MASK ((1ULL << TRUST_BITS) - 1)
 
-/* The clock is asked once in a tick of the timer: within one, the answer is the same. */
-static __always_inline int trust_in_tables(const struct snapshot *snapshot, struct counters *count)
+/*
+ * Looks how well the tables are kept, and notes it in count->clock for this tick of the timer: within one, the answer is the
+ * same.
+ */
+static __always_inline void look_at_clock(const struct snapshot *snapshot, struct counters *count, __u64 tick)
 {
-	__u64 tick = bpf_jiffies64() << TRUST_BITS;
-	__s64 age_ns;
+	__s64 age_ns = bpf_ktime_get_coarse_ns() - *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
 
-	if ((count->clock & ~TRUST_MASK) != tick) {
-		age_ns = bpf_ktime_get_coarse_ns() - *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
-		if (age_ns > (__s64)(TABLES_STALE_MS * NS_PER_MS))
-			tick |= TRUST_STALE;
-		else if (age_ns > (__s64)(TABLES_ORPHANED_MS * NS_PER_MS))
-			tick |= TRUST_ORPHANED;
-		count->clock = tick;
-	}
-	return count->clock & TRUST_MASK;
+	if (age_ns > (__s64)(TABLES_STALE_MS * NS_PER_MS))
+		tick |= TRUST_STALE;
+	else if (age_ns > (__s64)(TABLES_ORPHANED_MS * NS_PER_MS))
+		tick |= TRUST_ORPHANED;
+	count->clock = tick;
 }
 
 /*
  * Whether a packet may go out of this interface. Of orphaned tables the kernel itself is asked whether the interface is
  * still the one that they mean: a pod's may be gone, and its index another's.
  */
-static __always_inline int may_leave(const struct snapshot *snapshot, struct counters *count, __u32 ifindex)
+static __always_inline int may_leave(const struct counters *count, __u32 ifindex)
 {
-	int trust = trust_in_tables(snapshot, count);
+	int trust = count->clock & TRUST_MASK;
 
-	if (trust == TRUST_ORPHANED)
-		return bpf_map_lookup_elem(&devices, &ifindex) != NULL;
-	return trust == TRUST_KEPT;
+	if (likely(trust == TRUST_KEPT))
+		return 1;
+	return trust == TRUST_ORPHANED && bpf_map_lookup_elem(&devices, &ifindex);
 }
 
 /* PACKET_HOST of linux/if_packet.h. */
 #define PACKET_FOR_US 0
+
+/* The running kernel, as a constant: what is not for it is not even verified. */
+extern int LINUX_KERNEL_VERSION __kconfig;
+
+/* Linux 6.15: bpf_redirect_peer clears what the packet was to the host end. */
+#define FORGETS_PACKET_TYPE ((6 << 16) + (15 << 8))
 
 /* Hands the socket buffer on. */
 static __always_inline int hand_on(struct __sk_buff *skb, __u32 ifindex, __u32 is_peer)
 {
 	if (is_peer) {
 		/* The kernel clears it on the way from one namespace into another, but not on this one. */
-		if (skb->mark)
+		if (unlikely(skb->mark))
 			skb->mark = 0;
 		/*
 		 * To the host end a pod's frame is one for another station, since it is addressed to the receiver or to the
-		 * bridge. Before Linux 6.15 the pod's stack would take it for that, too, and drop it.
+		 * bridge. An older kernel's pod would take it for that, too, and drop it.
 		 */
-		if (skb->pkt_type)
+		if (LINUX_KERNEL_VERSION < FORGETS_PACKET_TYPE && skb->pkt_type)
 			bpf_skb_change_type(skb, PACKET_FOR_US);
 		return bpf_redirect_peer(ifindex, 0);
 	}
@@ -249,7 +277,7 @@ static __always_inline int hand_on(struct __sk_buff *skb, __u32 ifindex, __u32 i
 }
 
 /* Has the next program record the socket buffer as it is sent, and hand it on. Returns only if it need not or cannot. */
-static __always_inline void record_sent(struct __sk_buff *skb, const struct port *to, const struct packet *packet)
+static __always_inline void record_sent(struct __sk_buff *skb, const struct way_out *to, const struct packet *packet)
 {
 	struct capture_scratch *scratch = scratch_of_capture();
 	const struct capture_settings *settings = capture_wanted(to->ifindex, CAPTURE_TX);
@@ -270,7 +298,7 @@ static __always_inline void record_sent(struct __sk_buff *skb, const struct port
 }
 
 /* Counts the socket buffer and hands it on. What is forwarded was received: the loader adds it there (struct counters). */
-static __always_inline int forward(const struct repeated *frame, const struct port *to, const struct packet *packet)
+static __always_inline int forward(const struct repeated *frame, const struct way_out *to, const struct packet *packet)
 {
 	struct counters *out = bpf_map_lookup_elem(&counters, &packet->egress);
 	struct counters *count = frame->count;
@@ -291,57 +319,84 @@ static __always_inline int repeat(struct __sk_buff *skb, int captures)
 {
 	struct repeated frame = { .skb = skb, .captures = captures };
 	const struct port *from = NULL;
-	struct adjacency adjacency = {};
-	struct port to = {};
+	struct adjacency adjacency;
+	struct way_out to;
+	int is_routed;
 	struct snapshot snapshot;
 	struct counters *count;
 	struct packet packet;
 	struct head head;
-	__u32 ingress, reason;
+	__u32 ingress, reason, sender;
+	__u64 tick;
 
 	if (captures)
 		note_received();
 	if (!take_snapshot(&snapshot))
 		return TCX_NEXT;
 	ingress = ingress_port(&snapshot, skb->ifindex, &from);
-	if (!from || !(from->flags & PORT_REPEATED))
+	if (unlikely(!from || !(from->out.flags & PORT_REPEATED)))
 		return TCX_NEXT;
 	count = bpf_map_lookup_elem(&counters, &ingress);
 	if (!count)
 		return TCX_NEXT;
 	frame.count = count;
 	frame.ingress = ingress;
+	packet.ingress = ingress;
 	packet.frame_bytes = skb->len;
 	packet.is_super = skb->gso_size != 0;
-	if (skb->vlan_present)
-		return next(&frame, PASS_VLAN);
+	packet.is_tagged = skb->vlan_present;
 	packet.head_bytes = load_head(skb, packet.frame_bytes, &head);
+	if (from->out.flags & PORT_GUARDED) {
+		reason = guard(&snapshot, skb, &head, &packet, from);
+		if (unlikely(reason))
+			return drop(&frame, reason);
+	}
+	if (unlikely(packet.is_tagged))
+		return next(&frame, PASS_VLAN);
 	reason = parse(&head, &packet);
-	if (reason == ADMIT && packet.is_super)
+	if (reason == ADMIT && unlikely(packet.is_super))
 		reason = measure_segments(skb, &head, &packet);
 	if (reason == ADMIT)
-		reason = decide(&snapshot, &head, &packet, ingress, from);
-	if (reason != ADMIT)
+		reason = decide(&snapshot, &head, &packet, from);
+	if (unlikely(reason != ADMIT))
 		return next(&frame, is_torn(&snapshot) ? PASS_TABLES_CHANGED : reason);
-	/* Everything that is needed of the snapshot is taken out of it before it is asked whether it was whole. */
-	if (packet.to)
-		to = *packet.to;
-	if (packet.adjacency)
+	/*
+	 * Everything that is needed of the snapshot is taken out of it before it is asked whether it was whole. That the only
+	 * station of a port is in use is noted once a tick, that of several or an adjacency with each of its frames.
+	 */
+	if (!packet.to)
+		return next(&frame, PASS_PORT_STATE);
+	to = *packet.to;
+	is_routed = packet.adjacency != NULL;
+	if (is_routed)
 		adjacency = *packet.adjacency;
-	if (is_torn(&snapshot))
+	sender = packet.sender_activity;
+	tick = bpf_jiffies64() << TRUST_BITS;
+	if (likely((count->clock & ~TRUST_MASK) == tick)) {
+		if (sender == from->station_activity)
+			sender = NOBODY;
+	} else {
+		look_at_clock(&snapshot, count, tick);
+	}
+	if (unlikely(is_torn(&snapshot)))
 		return next(&frame, PASS_TABLES_CHANGED);
 	if (!to.ifindex)
 		return next(&frame, PASS_PORT_STATE);
-	if (!may_leave(&snapshot, count, to.ifindex))
+	if (unlikely(!may_leave(count, to.ifindex)))
 		return next(&frame, PASS_TABLES_STALE);
-	if (packet.sender_activity != NOBODY)
-		touch(&snapshot, packet.sender_activity);
+	if (unlikely(packet.node_flags & NODE_TRANSLATES)) {
+		reason = check_translation(skb, &head, &packet);
+		if (reason != ADMIT)
+			return next(&frame, reason);
+	}
+	if (unlikely(sender != NOBODY))
+		touch(&snapshot, sender);
 	/* What is rewritten below must be writable before the record says that it is forwarded. */
-	if (captures && adjacency.present && bpf_skb_pull_data(skb, REWRITTEN_BYTES))
+	if (captures && is_routed && bpf_skb_pull_data(skb, REWRITTEN_BYTES))
 		return next(&frame, PASS_PORT_STATE);
 	if (captures)
-		record_received(&frame, CAPTURE_FORWARDED, adjacency.present, to.ifindex);
-	if (adjacency.present) {
+		record_received(&frame, CAPTURE_FORWARDED, is_routed, to.ifindex);
+	if (is_routed) {
 		touch(&snapshot, adjacency.activity);
 		if (rewrite(skb, &head, &adjacency))
 			return next(&frame, PASS_PORT_STATE);

@@ -8,11 +8,13 @@
 
 #include "capture.h"
 #include "decide.h"
+#include "guard.h"
 #include "kernel.h"
 #include "limits.h"
 #include "parse.h"
 #include "reason.h"
 #include "tables.h"
+#include "translated.h"
 
 /*
  * Copies the first bytes of a frame of frame_bytes into head and says how many. A driver may leave any number of them,
@@ -25,12 +27,22 @@ static __always_inline __u64 load_head(struct xdp_md *ctx, __u64 frame_bytes, st
 
 	if (bytes)
 		return bytes;
-	bytes = frame_bytes < HEAD_BYTES ? frame_bytes : HEAD_BYTES;
 	__builtin_memset(head, 0, sizeof(*head));
-	barrier_var(bytes);
-	if (bytes == 0 || bytes > HEAD_BYTES)
+	bytes = head_bytes_of(frame_bytes);
+	if (!bytes)
 		return 0;
 	return bpf_xdp_load_bytes(ctx, 0, head->destination, bytes) ? 0 : bytes;
+}
+
+static __always_inline long load_more(void *ctx, __u32 offset, void *to, __u32 bytes)
+{
+	return bpf_xdp_load_bytes(ctx, offset, to, bytes);
+}
+
+static __always_inline struct nf_conn *look_up(void *ctx, struct bpf_sock_tuple *tuple, __u32 tuple_bytes,
+					       struct bpf_ct_opts *opts)
+{
+	return bpf_xdp_ct_lookup(ctx, tuple, tuple_bytes, opts, sizeof(*opts));
 }
 
 /*
@@ -38,11 +50,11 @@ static __always_inline __u64 load_head(struct xdp_md *ctx, __u64 frame_bytes, st
  * it was given a frame. The second is what notices a killed process, whose sockets the kernel closes one after the other, long
  * after its threads are gone. With is_given, the worker is about to be given a frame.
  */
-static __always_inline int worker_is_alive(__u32 socket, int is_given)
+static __always_inline int worker_is_alive(__u32 socket, __u64 now, int is_given)
 {
 	struct heartbeat *heartbeat;
 	const __u32 *worker = bpf_map_lookup_elem(&owners, &socket);
-	__u64 ns, given_ns, now;
+	__u64 ns, given_ns;
 
 	if (!worker)
 		return 0;
@@ -50,7 +62,6 @@ static __always_inline int worker_is_alive(__u32 socket, int is_given)
 	if (!heartbeat)
 		return 0;
 	ns = *(const volatile __u64 *)&heartbeat->ns;
-	now = bpf_ktime_get_coarse_ns();
 	/* The worker may have read the clock after us: a heartbeat from the future is fresh. */
 	if (!ns || (__s64)(now - ns) > (__s64)(HEARTBEAT_STALE_MS * NS_PER_MS))
 		return 0;
@@ -68,7 +79,7 @@ static __always_inline int worker_is_alive(__u32 socket, int is_given)
  * Whether the frame's way out is alive too: a worker hands frames for a port of which it owns no queue to one that does.
  * A port with a queue for every worker needs nobody else; of any other, each owner must be alive.
  */
-static __always_inline int way_out_is_alive(__u32 ingress_socket, __u32 egress)
+static __always_inline int way_out_is_alive(__u32 ingress_socket, __u32 egress, __u64 now)
 {
 	const __u32 *worker = bpf_map_lookup_elem(&owners, &ingress_socket);
 	const __u32 *owner;
@@ -85,10 +96,27 @@ static __always_inline int way_out_is_alive(__u32 ingress_socket, __u32 egress)
 		socket = egress * MAX_QUEUES + queue;
 		if (!bpf_map_lookup_elem(&sockets, &socket))
 			return 1;
-		if (!worker_is_alive(socket, 0))
+		if (!worker_is_alive(socket, now, 0))
 			return 0;
 	}
 	return 1;
+}
+
+/*
+ * Whether the tables may be believed about an interface: as on the other path (may_leave in repeat.bpf.c). Workers that are
+ * alive decide by the same tables as this program, so it is here that a loader that hangs is noticed.
+ */
+static __always_inline int tables_are_believed(const struct snapshot *snapshot, __u64 now, const struct way_out *to)
+{
+	__s64 age_ns = now - *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
+	__u32 ifindex;
+
+	if (age_ns <= (__s64)(TABLES_ORPHANED_MS * NS_PER_MS))
+		return 1;
+	if (age_ns > (__s64)(TABLES_STALE_MS * NS_PER_MS) || !to)
+		return 0;
+	ifindex = to->ifindex;
+	return bpf_map_lookup_elem(&devices, &ifindex) != NULL;
 }
 
 /* What a frame meets besides its decision. */
@@ -96,8 +124,9 @@ struct steered {
 	struct xdp_md *ctx;
 	struct counters *count;
 	__u32 ingress;
-	/* Whether it was passed and counted, and why. */
+	/* Whether it was passed, or dropped by the guard, and counted; and why. */
 	__u32 is_passed;
+	__u32 is_dropped;
 	__u32 reason;
 };
 
@@ -112,15 +141,27 @@ static __always_inline int pass(struct steered *frame, __u32 reason)
 	return XDP_PASS;
 }
 
-/* Sends an admitted frame to the socket of its queue if somebody drains it. */
-static __always_inline int to_socket(struct steered *frame, __u32 egress)
+static __always_inline int drop(struct steered *frame, __u32 reason)
 {
+	barrier_var(reason);
+	frame->count->dropped[(reason - DROP_FIRST) & (DROP_SLOTS - 1)]++;
+	frame->is_dropped = 1;
+	frame->reason = reason;
+	return XDP_DROP;
+}
+
+/* Sends an admitted frame to the socket of its queue if somebody drains it. */
+static __always_inline int to_socket(struct steered *frame, const struct snapshot *snapshot, const struct packet *packet)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 queue = frame->ctx->rx_queue_index;
 	__u32 socket = frame->ingress * MAX_QUEUES + queue;
 
 	if (queue >= MAX_QUEUES || !bpf_map_lookup_elem(&sockets, &socket))
 		return pass(frame, PASS_NO_SOCKET);
-	if (!way_out_is_alive(socket, egress) || !worker_is_alive(socket, 1))
+	if (!tables_are_believed(snapshot, now, packet->to))
+		return pass(frame, PASS_TABLES_STALE);
+	if (!way_out_is_alive(socket, packet->egress, now) || !worker_is_alive(socket, now, 1))
 		return pass(frame, PASS_WORKER_STALLED);
 	if (bpf_redirect_map(&sockets, socket, XDP_PASS) != XDP_REDIRECT)
 		return pass(frame, PASS_NO_SOCKET);
@@ -146,31 +187,40 @@ static __always_inline int decide_frame(struct steered *frame, __u32 hidden)
 	if (!take_snapshot(&snapshot))
 		return XDP_PASS;
 	ingress = ingress_port(&snapshot, ifindex, &port);
-	if (port && port->flags & PORT_REPEATED)
+	if (port && port->out.flags & PORT_REPEATED)
 		return XDP_PASS;
 	count = bpf_map_lookup_elem(&counters, &ingress);
 	if (!count)
 		return XDP_PASS;
 	frame->count = count;
 	frame->ingress = ingress;
+	packet.ingress = ingress;
 	packet.frame_bytes = bpf_xdp_get_buff_len(ctx);
 	packet.is_super = 0;
+	packet.is_tagged = hidden == PASS_VLAN;
 	count->rx_packets++;
 	count->rx_bytes += packet.frame_bytes;
+	packet.head_bytes = load_head(ctx, packet.frame_bytes, &head);
+	if (port && port->out.flags & PORT_GUARDED) {
+		reason = guard(&snapshot, ctx, &head, &packet, port);
+		if (unlikely(reason))
+			return drop(frame, reason);
+	}
 	if (hidden != ADMIT)
 		return pass(frame, hidden);
-	packet.head_bytes = load_head(ctx, packet.frame_bytes, &head);
 	reason = parse(&head, &packet);
 	if (reason != ADMIT)
 		return pass(frame, reason);
 	if (!port)
 		return pass(frame, PASS_PORT_STATE);
-	reason = decide(&snapshot, &head, &packet, ingress, port);
+	reason = decide(&snapshot, &head, &packet, port);
 	if (is_torn(&snapshot))
 		return pass(frame, PASS_TABLES_CHANGED);
+	if (reason == ADMIT && packet.node_flags & NODE_TRANSLATES)
+		reason = check_translation(ctx, &head, &packet);
 	if (reason != ADMIT)
 		return pass(frame, reason);
-	return to_socket(frame, packet.egress);
+	return to_socket(frame, &snapshot, &packet);
 }
 
 /* The program, as it is attached. */
@@ -191,10 +241,11 @@ static __always_inline int steer_recorded(struct xdp_md *ctx, __u32 hidden)
 	int verdict = decide_frame(&frame, hidden);
 	struct capture_scratch *scratch;
 
-	if (!frame.is_passed || !capture_wanted(ctx->ingress_ifindex, CAPTURE_RX))
+	if (!(frame.is_passed | frame.is_dropped) || !capture_wanted(ctx->ingress_ifindex, CAPTURE_RX))
 		return verdict;
 	scratch = scratch_of_capture();
 	if (scratch) {
+		scratch->dropped = frame.is_dropped;
 		scratch->reason = frame.reason;
 		scratch->port = frame.ingress;
 		bpf_tail_call_static(ctx, &stages, STAGE_FILTER_SENT);
@@ -202,28 +253,30 @@ static __always_inline int steer_recorded(struct xdp_md *ctx, __u32 hidden)
 	return verdict;
 }
 
-/* Records a frame that is the kernel's. */
+/* Records a frame that is the kernel's, or that the guard dropped. */
 SEC("xdp.frags")
 int podlane_steer_passed(struct xdp_md *ctx)
 {
 	const struct capture_scratch *scratch = scratch_of_capture();
 	const struct capture_settings *settings;
 	struct capture_record record = {};
+	int verdict;
 
-	if (!scratch || !scratch->matches)
+	if (!scratch)
 		return XDP_PASS;
+	verdict = scratch->dropped ? XDP_DROP : XDP_PASS;
 	settings = capture_wanted(ctx->ingress_ifindex, CAPTURE_RX);
-	if (!settings)
-		return XDP_PASS;
+	if (!settings || !scratch->matches)
+		return verdict;
 	record.first_ns = record.second_ns = record.packet = bpf_ktime_get_ns();
 	record.ifindex = ctx->ingress_ifindex;
 	record.frame_bytes = bpf_xdp_get_buff_len(ctx);
 	record.direction = CAPTURE_RX;
-	record.outcome = CAPTURE_PASSED;
+	record.outcome = scratch->dropped ? CAPTURE_DROPPED : CAPTURE_PASSED;
 	record.reason = scratch->reason;
 	record.place = CAPTURE_XDP;
 	emit_record(ctx, settings, scratch->port, &record);
-	return XDP_PASS;
+	return verdict;
 }
 
 #endif

@@ -43,25 +43,52 @@ enum port_flag {
 	PORT_REPEATED = 1 << 4,
 	/* A pod's veth whose other end is in another network namespace, so frames can be handed to it directly. */
 	PORT_PEER = 1 << 5,
+	/* guards has an entry for it. */
+	PORT_GUARDED = 1 << 6,
+	/* Guard.strict and Guard.link_local of dataplane/src/table/guard.rs. */
+	PORT_GUARD_STRICT = 1 << 7,
+	PORT_GUARD_LINK_LOCAL = 1 << 8,
+	/* The guard has station_key, and own4 and own6 are among its addresses. */
+	PORT_GUARD_NEAR = 1 << 9,
 };
 
-/* A port. A slot of zeros is no port: its flags lack PORT_FORWARDING. */
-struct port {
-	/* The MAC address that hosts behind it send routed packets to, like head.destination_key. */
-	__be64 router_key;
+/* A port as the way out of a frame. */
+struct way_out {
 	__u32 ifindex;
-	/* enum port_kind */
-	__u32 kind;
-	/* enum port_flag */
+	/* enum port_flag. Without PORT_FORWARDING, as in a slot of zeros, nothing may leave. */
 	__u32 flags;
 	/* Largest IP packet that may leave through it, bytes. */
 	__u32 mtu;
 	/* Largest frame that its sockets carry, bytes. */
 	__u32 max_frame;
-	/* The index in used of the station with station_key. */
-	__u32 station_activity;
+};
+
+/* A port, on a cache line of its own. */
+struct port {
+	struct way_out out;
+	/* The MAC address that hosts behind it send routed packets to, like head.destination_key. */
+	__be64 router_key;
 	/* The MAC address of the only station behind it, like head.destination_key; 0 if there is none or more than one. */
 	__be64 station_key;
+	/* The index in used of that station, or NOBODY. */
+	__u32 station_activity;
+	/* enum port_kind */
+	__u32 kind;
+	/* The port's own. */
+	__u32 number;
+	/* With PORT_GUARD_NEAR, one address of each family that the station may send from; zeros are as good as one. */
+	__be32 own4;
+	struct address6 own6;
+};
+
+_Static_assert(sizeof(struct port) == 64, "a cache line");
+
+/* What a guarded port may send from, in places that are filled up with zeros. The first line answers for most of IPv4. */
+struct guard {
+	/* Like head.destination_key. */
+	__be64 mac[MAX_GUARD_MACS];
+	__be32 ipv4[MAX_GUARD_ADDRESSES];
+	struct address6 ipv6[MAX_GUARD_ADDRESSES];
 };
 
 /* Where a routed packet leaves, and with which MAC addresses (each like head.destination_key). */
@@ -113,6 +140,13 @@ struct cidr6 {
 	struct address6 mask;
 };
 
+enum node_flag {
+	/* Translates connections: conntrack is asked before a frame is taken (translated.h). */
+	NODE_TRANSLATES = 1 << 0,
+	/* The sysctl nf_conntrack_tcp_be_liberal is on. */
+	NODE_LIBERAL = 1 << 1,
+};
+
 /* What holds for the whole node. */
 struct node {
 	/* 0: routed or bridged by Podlane. Otherwise one more than the enum pass_reason why the kernel does it all. */
@@ -122,7 +156,8 @@ struct node {
 	/* How many CIDRs of each family follow. */
 	__u32 cidrs4;
 	__u32 cidrs6;
-	__u32 zero;
+	/* enum node_flag */
+	__u32 flags;
 	struct cidr4 cidr4[MAX_CLUSTER_CIDRS];
 	struct cidr6 cidr6[MAX_CLUSTER_CIDRS];
 };
@@ -166,25 +201,31 @@ struct heartbeat {
 #define PASS_SLOTS 32
 _Static_assert(PASS_REASONS <= PASS_SLOTS, "every reason has a counter");
 
+/* Elements of counters.dropped: a power of two as well. */
+#define DROP_SLOTS 4
+_Static_assert(DROP_REASONS - DROP_FIRST <= DROP_SLOTS, "every reason has a counter");
+
 /* What happened to the frames of one port on one CPU. */
 struct counters {
-	/* Without those that the tc program forwarded: the loader adds repeated, which is then counted only once a frame. */
-	__u64 rx_packets;
-	__u64 rx_bytes;
-	/* To AF_XDP sockets. */
-	__u64 steered;
+	/*
+	 * No counter: when the tc program last looked at the clock for this port on this CPU, in quarters of jiffies; the two
+	 * low bits are its enum trust. In front, beside what is counted of each frame that it forwards.
+	 */
+	__u64 clock;
 	/* Forwarded by the tc program: from this port, and out through this port. */
 	__u64 repeated;
 	__u64 repeated_bytes;
 	__u64 repeated_out;
 	__u64 repeated_out_bytes;
+	/* Without those that the tc program forwarded: the loader adds repeated, which is then counted only once a frame. */
+	__u64 rx_packets;
+	__u64 rx_bytes;
+	/* To AF_XDP sockets. */
+	__u64 steered;
 	/* By enum pass_reason. */
 	__u64 passed[PASS_SLOTS];
-	/*
-	 * No counter: when the tc program last looked at the clock for this port on this CPU, in quarters of jiffies; the two
-	 * low bits are its enum trust.
-	 */
-	__u64 clock;
+	/* By the source guard: enum drop_reason less DROP_FIRST. */
+	__u64 dropped[DROP_SLOTS];
 };
 
 struct {
@@ -195,18 +236,18 @@ struct {
 	__type(value, struct generations);
 } generations SEC(".maps");
 
-/* The port of the interface in this slot, which is its index modulo NEAR_INTERFACES. 0: nobody's, or somebody else's. */
-struct near {
-	__u32 ifindex;
-	__u32 port;
-};
-
-/* By copy * NEAR_INTERFACES + slot. What has no slot to itself is in interfaces only. */
+/*
+ * The port of the interface in this slot, which is its index modulo NEAR_INTERFACES, or somebody else's. By
+ * copy * NEAR_INTERFACES + slot. What has no slot to itself is in interfaces and ports only.
+ *
+ * A table that may be mapped begins at a page, so that its entries do not straddle cache lines. Nobody maps it.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, COPIES *NEAR_INTERFACES);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, struct near);
+	__type(value, struct port);
 } near_interfaces SEC(".maps");
 
 /* Interface index * COPIES + copy to port number. */
@@ -221,24 +262,35 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, COPIES *MAX_PORTS);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct port);
 } ports SEC(".maps");
 
+/* By copy * MAX_PORTS + number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, COPIES *MAX_PORTS);
+	__type(key, __u32);
+	__type(value, struct guard);
+} guards SEC(".maps");
+
 /*
- * The station in this place, which near_place gives. What has no place to itself is in fdb only: a hash map costs three
- * calls, this one none.
+ * The station in this place, which near_place gives, with the port where it is. What has no place to itself is in fdb and
+ * ports only: a hash map costs three calls, this one none, and one cache line tells all.
  */
 struct near_station {
 	/* Like head.destination_key; 0: nobody's. */
 	__be64 key;
 	struct station station;
+	struct way_out out;
 };
 
 /* By copy * NEAR_STATIONS + place. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, COPIES *NEAR_STATIONS);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct near_station);
 } near_stations SEC(".maps");
@@ -309,6 +361,63 @@ struct {
 	__type(key, struct prefix6);
 	__type(value, __u32);
 } fib6 SEC(".maps");
+
+/*
+ * What the tries said of destinations lately, on the cache line that near_routes gives: a trie of 15,000 routes costs a
+ * dozen cache misses in a row, this one. What was found in another snapshot counts for nothing, so nobody has to clear it.
+ * All CPUs write without a lock: the parts of an entry that do not belong together do not fit together, as each address is
+ * kept with the scrambled found added to it (Hyatt and Mann, A lock-less transposition table implementation, ICGA Journal
+ * 25, 2002).
+ */
+struct near_route4 {
+	/* generation * MAX_NEXT_HOPS + an index into next_hops. */
+	__u64 found;
+	__u64 address;
+};
+
+struct near_route6 {
+	__u64 found;
+	__u64 high;
+	__u64 low;
+	__u64 zero;
+};
+
+#define NEAR_WAYS4 4
+#define NEAR_WAYS6 2
+
+struct near_line4 {
+	struct near_route4 way[NEAR_WAYS4];
+};
+
+struct near_line6 {
+	struct near_route6 way[NEAR_WAYS6];
+};
+
+_Static_assert(sizeof(struct near_line4) == 64 && sizeof(struct near_line6) == 64, "a cache line");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEAR_ROUTES / NEAR_WAYS4);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct near_line4);
+} near_routes4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEAR_ROUTES / NEAR_WAYS6);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct near_line6);
+} near_routes6 SEC(".maps");
+
+/* Destinations come in even steps, of which a single multiplication brings too many together. */
+static __always_inline __u64 near_route_hash(__u64 address)
+{
+	address *= NEAR_FACTOR;
+	address ^= address >> 32;
+	return (address * NEAR_FACTOR) >> 32;
+}
 
 /* By copy. */
 struct {

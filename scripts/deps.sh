@@ -28,8 +28,14 @@ test  ping                       iputils-ping
 test  traceroute                 traceroute
 test  ethtool                    ethtool
 test  nft                        nftables
+test  iptables                   iptables
 test  tshark                     tshark
 test  clang                      clang
+test  strip                      binutils
+test  jq                         jq
+test  iperf3                     iperf3
+test  taskset                    util-linux
+test  m4                         m4
 test  man                        man-db
 test  mandoc                     mandoc
 demo  ip                         iproute2

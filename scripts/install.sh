@@ -146,7 +146,7 @@ put_config() { # FROM TO
 
 put_cni() { # WORK
     local plugin=${BINARY%/*}/podlane-cni cidrs
-    [[ -f $plugin && -x $plugin ]] || fail "there is no $plugin: build it (cargo build --release -p podlane-cni), or say --no-cni."
+    [[ -f $plugin && -x $plugin ]] || fail "there is no $plugin: build it (see docs/cni.md), or say --no-cni."
     put 755 "$plugin" "$CNI_DIRECTORY/podlane-cni"
     put 644 "$ROOT/packaging/10-podlane.conflist" "$PREFIX/share/doc/podlane/10-podlane.conflist"
     if ((${#POD_CIDRS[@]})); then
@@ -172,7 +172,9 @@ build() {
     BINARY=${CARGO_TARGET_DIR:-$ROOT/target}/release/podlane
     [[ ! -x $BINARY || ! -x $BINARY-cni ]] || return 0
     command -v cargo >/dev/null || fail "there is no $BINARY or $BINARY-cni, and no cargo to build it: name one with --binary."
-    (cd "$ROOT" && cargo build --release -p podlane -p podlane-cni)
+    (cd "$ROOT" && cargo build --release -p podlane)
+    # Statically: a runtime starts the plugin for every pod, and half of its start would be the loader's.
+    (cd "$ROOT" && cargo rustc --release -p podlane-cni --bin podlane-cni -- -C target-feature=+crt-static -C strip=symbols)
 }
 
 do_install() {
@@ -203,6 +205,7 @@ do_install() {
         sed "s|/usr/local/bin/podlane|$PREFIX/bin/podlane|" "$ROOT/packaging/podlane.service" >"$work/podlane.service"
         put 644 "$work/podlane.service" "$unit/podlane.service"
         put 644 "$ROOT/packaging/podlane-large-frames.conf" "$PREFIX/share/doc/podlane/podlane-large-frames.conf"
+        put 644 "$ROOT/packaging/podlane-conntrack.conf" "$PREFIX/share/doc/podlane/podlane-conntrack.conf"
     fi
     finish_list
     reload_systemd

@@ -243,9 +243,9 @@ pins() { node test -d /sys/fs/bpf/podlane/default && fails has "$(journal)" 'pro
 is_confined() {
     local pid worker
     pid=$(main_pid)
-    # NET_ADMIN 12, NET_RAW 13, PERFMON 38, BPF 39.
-    is "$(process "$pid" CapBnd)" 000000c000003000 || return 1
-    is "$(process "$pid" CapEff)" 000000c000003000 || return 1
+    # NET_BROADCAST 11, NET_ADMIN 12, NET_RAW 13, PERFMON 38, BPF 39.
+    is "$(process "$pid" CapBnd)" 000000c000003800 || return 1
+    is "$(process "$pid" CapEff)" 000000c000003800 || return 1
     is "$(process "$pid" NoNewPrivs) $(process "$pid" Seccomp)" '1 2' || return 1
     for worker in $(threads "$pid" 'podlane-*'); do
         is "$(process "$pid/task/$worker" CapEff) $(process "$pid/task/$worker" CapPrm)" \
@@ -410,7 +410,7 @@ is_removed() {
 start
 check 'it is installed, and ready when systemctl says so' installs_and_starts
 ((FAILED == 0)) || exit 1
-check 'the process has four capabilities, its threads none' is_confined
+check 'the process has five capabilities, its threads none' is_confined
 check 'limits are lifted, by the unit or for this test' lift_limits
 check 'workers run before ordinary threads' workers_run_first
 check 'traffic takes the af_xdp path' traffic_takes forwarded

@@ -3,7 +3,8 @@
 //!
 //! `cargo test -p podlane-tests --test system -- [FILTER]` as root; the names are
 //! `PATH::TOPOLOGY::SHAPE::CASE[::FAMILY]`. `PODLANE_TEST_PATH=kernel`, say, runs one path only; `without` runs without
-//! Podlane on every shape, and not only on the plain one. Cases of the same
+//! Podlane on every shape, and not only on the plain one. `PODLANE_TEST_ONLY` has several filters, of which one must match;
+//! `PODLANE_TEST_SLOW=4` gives everything four times its time, for a machine that is emulated. Cases of the same
 //! path, topology and shape share a testbed; a case that fails takes it with it, so that the next one starts afresh.
 
 mod cases;
@@ -16,8 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Failed, Trial};
 use podlane_tests::bed::{Bed, DataPath};
-use podlane_tests::leftovers;
 use podlane_tests::testbed::{Family, Topology};
+use podlane_tests::{leftovers, stock};
 
 use cases::{Case, Run};
 
@@ -67,7 +68,11 @@ fn main() -> ExitCode {
         }
     }
     let current = Shared::default();
-    let conclusion = libtest_mimic::run(&arguments, trials(&current));
+    let mut trials = trials(&current);
+    if !arguments.list {
+        trials = without_what_is_missing(trials, &arguments);
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
     let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
     drop(current.bed.take());
     if !arguments.list {
@@ -88,8 +93,28 @@ fn skip(arguments: &Arguments) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Cases that need the stock plugins, where those cannot be fetched: they are named, and count as ignored.
+fn without_what_is_missing(trials: Vec<Trial>, arguments: &Arguments) -> Vec<Trial> {
+    let names = |trial: &Trial| trial.name().split("::").any(|part| cases::NEED_STOCK.contains(&part));
+    let needs = |trial: &Trial| names(trial) && !arguments.is_filtered_out(trial);
+    if !trials.iter().any(needs) {
+        return trials;
+    }
+    let Err(why) = stock::plugins() else { return trials };
+    let ignore = |trial: Trial| {
+        if !needs(&trial) {
+            return trial;
+        }
+        println!("test {} ... skipped (the stock CNI plugins are not to be had here: {why:#})", trial.name());
+        trial.with_ignored_flag(true)
+    };
+    trials.into_iter().map(ignore).collect()
+}
+
 fn trials(current: &Shared) -> Vec<Trial> {
     let wanted = std::env::var("PODLANE_TEST_PATH").unwrap_or_default();
+    let only = std::env::var("PODLANE_TEST_ONLY").unwrap_or_default();
+    let is_one = |name: &str| only.trim().is_empty() || only.split_ascii_whitespace().any(|part| name.contains(part));
     let paths = [DataPath::Without, DataPath::AfXdp, DataPath::Kernel, DataPath::Mixed];
     let mut trials = Vec::new();
     for path in paths.into_iter().filter(|path| wanted.is_empty() || wanted == "all" || wanted == path.name()) {
@@ -104,6 +129,7 @@ fn trials(current: &Shared) -> Vec<Trial> {
                 }
                 let prefix = format!("{}::{}::{}", path.name(), topology.name(), group.shape.name);
                 let key = (path, topology, group.shape.name);
+                let first = trials.len();
                 for case in group.cases.iter().filter(|case| case.paths.contains(&path)) {
                     let families: &[Option<Family>] = match case.run {
                         Run::Once(_) => &[None],
@@ -113,6 +139,9 @@ fn trials(current: &Shared) -> Vec<Trial> {
                         let suffix = family.map(|family| format!("::{}", family.name())).unwrap_or_default();
                         let (case, shape, current) = (*case, group.shape, current.clone());
                         let name = format!("{prefix}::{}{suffix}", case.name);
+                        if !is_one(&name) {
+                            continue;
+                        }
                         trials.push(Trial::test(name.clone(), move || {
                             let start = Instant::now();
                             let outcome = run(&current, key, shape, &case, family);
@@ -121,6 +150,9 @@ fn trials(current: &Shared) -> Vec<Trial> {
                             outcome.map_err(|error| Failed::from(format!("{error:#}")))
                         }));
                     }
+                }
+                if trials.len() == first {
+                    continue;
                 }
                 let current = current.clone();
                 trials.push(Trial::test(format!("{prefix}::taking_down"), move || {

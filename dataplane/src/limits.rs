@@ -15,8 +15,16 @@ pub const MAX_UPLINKS: usize = 8;
 pub const MAX_FDB: usize = 16_384;
 /// Learned (not static) MAC addresses of one pod port; further ones stay with the kernel.
 pub const MAX_LEARNED_PER_PORT: usize = 64;
+/// Learned MAC addresses of one bridge port that are mirrored from the kernel.
+pub const MAX_MIRRORED_PER_PORT: usize = 1024;
+/// Learned MAC addresses that are mirrored in all; a port may have [`MAX_LEARNED_PER_PORT`] besides.
+pub const MAX_MIRRORED: usize = 65_536;
 /// Reports of new or moved MAC addresses that one port may make per second.
 pub const MAX_LEARN_REPORTS_PER_SECOND: u32 = 64;
+/// MAC addresses that a guarded port may send from. A port with more is not guarded.
+pub const MAX_GUARD_MACS: usize = 4;
+/// IP addresses of one family that a guarded port may send from, link-local ones included. A port with more is not guarded.
+pub const MAX_GUARD_ADDRESSES: usize = 8;
 /// Neighbours (resolved next hops and on-link hosts), both families together.
 pub const MAX_NEIGHBOURS: usize = 16_384;
 /// Routes of one family.
@@ -42,6 +50,9 @@ pub const UNWATCH_TURNS: u32 = 16;
 pub const NEAR_INTERFACES: usize = 4096;
 /// MAC addresses that the BPF programs find by looking at one place; 2^14. The others cost them a hash look-up.
 pub const NEAR_STATIONS: usize = 16_384;
+/// Destinations of each family whose route the BPF programs find on one cache line; a power of two. Others, and all after a
+/// change of the tables, cost them a look-up in a trie.
+pub const NEAR_ROUTES: usize = 16_384;
 /// Tables in the BPF maps whose writer has shown no life for this long are not trusted any more, and the kernel path's
 /// frames go the kernel's own way.
 pub const TABLES_STALE_MS: u64 = 1000;

@@ -63,6 +63,8 @@ fn every_reason_and_every_way_comes_up() {
         PassReason::SuperFrame,
         PassReason::TablesChanged,
         PassReason::TablesStale,
+        PassReason::Translated,
+        PassReason::Netfilter,
     ];
     let reasons = PassReason::ALL.iter().filter(|reason| !elsewhere.contains(reason)).map(|reason| reason.name());
     let ways = ["bridged ipv4", "bridged ipv6", "routed ipv4", "routed ipv6"];

@@ -351,6 +351,13 @@ struct NodeOptions {
     /// How XDP programs are attached: by the driver, or by the network stack where a driver cannot [default: native]
     #[arg(long, value_name = "MODE", value_parser = ["native", "generic"])]
     xdp_mode: Option<String>,
+    /// Have the uplinks' driver itself read and write frames: where it can, or else leave the uplink to the kernel, or never
+    /// [default: auto]
+    #[arg(long, value_name = "WHEN", value_parser = ["auto", "require", "off"])]
+    zero_copy: Option<String>,
+    /// The same as --zero-copy require
+    #[arg(long, conflicts_with = "zero_copy")]
+    require_zero_copy: bool,
     /// Leave checksums to the kernel through AF_XDP TX metadata where it can, or always compute them [default: auto]
     #[arg(long, value_name = "WHEN", value_parser = ["auto", "off"])]
     checksum_metadata: Option<String>,
@@ -377,6 +384,17 @@ struct NodeOptions {
     /// Member of the bridge that is left to the kernel; may be repeated
     #[arg(long, value_name = "IFACE", value_delimiter = ',')]
     skip: Vec<String>,
+    /// What pods may send from, where their addresses are known: anything (off), only their own of the cluster's addresses
+    /// (cluster), or only their own (strict); auto: cluster for pods of Podlane's own network plugin [default: auto]
+    #[arg(long, value_name = "GUARD", value_parser = ["auto", "off", "cluster", "strict"])]
+    source_guard: Option<String>,
+    /// The source guard of one port, such as veth0=off; may be repeated
+    #[arg(long, value_name = "IFACE=GUARD", value_delimiter = ',')]
+    port_guard: Vec<String>,
+    /// Take packets past netfilter rules that may drop, hold or change them, in place of leaving what they concern to the
+    /// kernel [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    bypass_netfilter: Option<bool>,
     /// What is logged [default: the environment variable PODLANE_LOG, else info]
     #[arg(long, visible_alias = "log-level", value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log: Option<String>,
@@ -399,6 +417,9 @@ impl NodeOptions {
             instance: one(self.instance, "--instance"),
             path: one(self.path, "--path"),
             port_paths: list(self.port_path, "--port-path"),
+            source_guard: one(self.source_guard, "--source-guard"),
+            port_guards: list(self.port_guard, "--port-guard"),
+            bypass_netfilter: one(self.bypass_netfilter, "--bypass-netfilter"),
             bridge: one(self.bridge, "--bridge"),
             uplinks: list(self.uplink, "--uplink"),
             cluster_cidrs: list(self.cluster_cidr, "--cluster-cidr"),
@@ -406,6 +427,8 @@ impl NodeOptions {
             cpus: one(self.cpus, "--cpus"),
             frames: one(self.frames, "--frames"),
             xdp_mode: one(self.xdp_mode, "--xdp-mode"),
+            zero_copy: one(self.zero_copy, "--zero-copy")
+                .or_else(|| one(self.require_zero_copy.then(|| "require".to_owned()), "--require-zero-copy")),
             checksum_metadata: one(self.checksum_metadata, "--checksum-metadata"),
             idle_spin_us: one(self.idle_spin_us, "--idle-spin-us"),
             big_tcp: one(self.big_tcp, "--big-tcp"),
@@ -828,8 +851,9 @@ mod tests {
     #[test]
     fn every_option_sets_its_setting() {
         let line = "podlane run --bridge b --uplink u,v --uplink w --cluster-cidr c --instance i --workers 1 --cpus 0 \
-                    --frames 2 --xdp-mode generic --checksum-metadata off --idle-spin-us 3 --skip s --log debug --config f \
-                    --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m --cni-cache n --log-format json --bpffs o";
+                    --frames 2 --xdp-mode generic --zero-copy auto --checksum-metadata off --idle-spin-us 3 --skip s --log debug \
+                    --config f --path auto --port-path a=kernel --big-tcp 4 --local-mtu 5 --metrics-address m --cni-cache n \
+                    --log-format json --source-guard strict --port-guard a=off --bypass-netfilter --bpffs o";
         let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
         let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
         assert!(!options.take_over);
@@ -843,6 +867,9 @@ mod tests {
             instance: Some(text("i", "--instance")),
             path: Some(text("auto", "--path")),
             port_paths: Some(vec![text("a=kernel", "--port-path")]),
+            source_guard: Some(text("strict", "--source-guard")),
+            port_guards: Some(vec![text("a=off", "--port-guard")]),
+            bypass_netfilter: Some(one(true, "--bypass-netfilter")),
             bridge: Some(text("b", "--bridge")),
             uplinks: Some(vec![text("u", "--uplink"), text("v", "--uplink"), text("w", "--uplink")]),
             cluster_cidrs: Some(vec![text("c", "--cluster-cidr")]),
@@ -850,6 +877,7 @@ mod tests {
             cpus: Some(text("0", "--cpus")),
             frames: Some(one(2, "--frames")),
             xdp_mode: Some(text("generic", "--xdp-mode")),
+            zero_copy: Some(text("auto", "--zero-copy")),
             checksum_metadata: Some(text("off", "--checksum-metadata")),
             idle_spin_us: Some(one(3, "--idle-spin-us")),
             big_tcp: Some(one(4, "--big-tcp")),
@@ -862,6 +890,19 @@ mod tests {
             log_format: Some(text("json", "--log-format")),
         };
         assert_eq!(options.settings(), expected);
+    }
+
+    #[test]
+    fn zero_copy_is_required_by_either_option_and_not_by_both() {
+        let zero_copy = |line: &str| {
+            let parsed = CommandLine::try_parse_from(line.split_whitespace()).unwrap();
+            let Command::Run(options) = parsed.command else { panic!("{parsed:?}") };
+            options.node.settings().zero_copy.map(|given| given.value)
+        };
+        assert_eq!(zero_copy("podlane run --require-zero-copy").as_deref(), Some("require"));
+        assert_eq!(zero_copy("podlane run --zero-copy off").as_deref(), Some("off"));
+        assert_eq!(zero_copy("podlane run"), None);
+        assert!(CommandLine::try_parse_from(["podlane", "run", "--require-zero-copy", "--zero-copy", "off"]).is_err());
     }
 
     #[test]

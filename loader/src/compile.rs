@@ -30,6 +30,7 @@ use crate::mirror::world::{
     Family, FdbKey, FdbKind, Link, LinkKind, NeighbourKey, PortState, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN,
 };
 use crate::mirror::{Changes, World};
+use crate::netfilter::Effects;
 use routes::Target;
 use slots::Slots;
 
@@ -55,8 +56,13 @@ pub struct Input {
     pub ports: BTreeMap<u32, PortAssignment>,
     /// The cluster's CIDRs; `None` for the bridge's own networks.
     pub cluster: Option<Vec<IpNet>>,
+    /// The interfaces of the pods that MAC addresses are known to be of (`crate::guard`): they are not believed to be anywhere
+    /// else only because somebody sent a frame there.
+    pub owners: BTreeMap<MacAddr, u32>,
     /// Whether the kernel forwards, see [`crate::kernel::read_switches`].
     pub switches: Switches,
+    /// What the node's netfilter rules mean.
+    pub netfilter: Effects,
 }
 
 /// A compiled snapshot.
@@ -193,18 +199,24 @@ impl Compiler {
 
     fn compile_fdb(&mut self, world: &World, input: &Input) -> bool {
         let mut candidates: Vec<(MacAddr, PortId, u32, FdbKind, bool)> = Vec::new();
+        let mut foreign = 0;
         let from = FdbKey { bridge: input.bridge, mac: MacAddr::ZERO, vlan: 0 };
         for (key, entry) in world.fdb.range(from..).take_while(|(key, _)| key.bridge == input.bridge) {
             let Some(port) = pod_port(world, input, entry.port) else { continue };
             if key.vlan == 0 && entry.kind != FdbKind::Local && !entry.locked && key.mac.is_station() {
                 let is_static = entry.kind == FdbKind::Static || entry.sticky;
+                let owner = input.owners.get(&key.mac);
+                if !is_static && entry.kind == FdbKind::Dynamic && owner.is_some_and(|owner| *owner != entry.port) {
+                    foreign += 1;
+                    continue;
+                }
                 candidates.push((key.mac, port, entry.port, entry.kind, is_static));
             }
         }
         let present: HashSet<MacAddr> = candidates.iter().map(|candidate| candidate.0).collect();
         self.fdb_slots.retain(|mac, _| present.contains(mac));
-        // Entries that have a place keep it, so that an address that comes later crowds out none.
-        candidates.sort_by_key(|(mac, ..)| (self.fdb_slots.get(mac).is_none(), *mac));
+        // A pod's own address comes first; entries that have a place keep it, so that one that comes later crowds out none.
+        candidates.sort_by_key(|(mac, ..)| (!input.owners.contains_key(mac), self.fdb_slots.get(mac).is_none(), *mac));
         let mut learned: HashMap<PortId, usize> = HashMap::new();
         let mut fdb = BTreeMap::new();
         let (mut beyond_port, mut beyond_all) = (0, 0);
@@ -226,7 +238,7 @@ impl Compiler {
                 None => beyond_all += 1,
             }
         }
-        self.notes.insert("2 fdb", fdb_notes(beyond_port, beyond_all));
+        self.notes.insert("2 fdb", fdb_notes(beyond_port, beyond_all, foreign, world.crowd.left_out()));
         if fdb == self.fdb {
             return false;
         }
@@ -410,13 +422,13 @@ impl Compiler {
         let bridge = world.links.get(&input.bridge).and_then(|link| link.bridge.as_ref());
         if bridge.is_some_and(|bridge| bridge.vlan_filtering) {
             let off = Some(PassReason::BridgeFeature);
-            routing = Routing { ipv4_off: off, ipv6_off: off, bridge_off: off };
+            routing = Routing { ipv4_off: off, ipv6_off: off, bridge_off: off, ..Routing::default() };
             notes.push("The bridge filters by VLAN: all its traffic is left to the kernel.".to_owned());
         }
-        if bridge.is_some_and(|bridge| bridge.calls_netfilter) {
+        if world.links.get(&input.bridge).is_some_and(|link| link.promiscuous) {
             notes.push(
-                "The bridge passes bridged packets to iptables (nf_call_iptables): packets that Podlane bridges do not go \
-                 through those rules."
+                "The bridge is promiscuous: what Podlane forwards between pods is not shown to those who listen on it \
+                 (tcpdump, an intrusion detector); `podlane capture` shows it."
                     .to_owned(),
             );
         }
@@ -448,12 +460,25 @@ impl Compiler {
                     .to_owned(),
             );
         }
+        obey(&input.netfilter, &mut routing);
+        notes.extend(input.netfilter.notes.iter().cloned());
         doubts(world.doubtful, &mut routing, &mut notes);
         self.notes.insert("6 routing", notes);
         let changed = self.last.tables.routing != routing;
         self.last.tables.routing = routing;
         changed
     }
+}
+
+/// Leaves to the kernel what the node's netfilter rules concern.
+fn obey(netfilter: &Effects, routing: &mut Routing) {
+    routing.translation = netfilter.translation;
+    let left = &netfilter.left;
+    let all = netfilter.is_blind.then_some(PassReason::Translated);
+    let off = |concerned: bool| all.or(concerned.then_some(PassReason::Netfilter));
+    routing.ipv4_off = routing.ipv4_off.or(off(left.routed[0]));
+    routing.ipv6_off = routing.ipv6_off.or(off(left.routed[1]));
+    routing.bridge_off = routing.bridge_off.or(off(left.bridged));
 }
 
 /// Puts `new` in the place of `old` unless they are the same; true if they are not.
@@ -554,7 +579,7 @@ fn next_hop(world: &World, input: &Input, target: &Target, adjacencies: &HashMap
 }
 
 /// Networks of the bridge's addresses, without link-local ones and duplicates.
-fn bridge_networks(world: &World, bridge: u32) -> Vec<IpNet> {
+pub(crate) fn bridge_networks(world: &World, bridge: u32) -> Vec<IpNet> {
     let global = |network: &IpNet| match network.network() {
         IpAddr::V4(address) => !address.is_link_local(),
         IpAddr::V6(address) => !address.is_unicast_link_local(),
@@ -581,8 +606,22 @@ fn rules_are_plain(world: &World, family: Family) -> bool {
     found == [true; 2]
 }
 
-fn fdb_notes(beyond_port: usize, beyond_all: usize) -> Vec<String> {
+fn fdb_notes(beyond_port: usize, beyond_all: usize, foreign: usize, left_out: u64) -> Vec<String> {
     let mut notes = Vec::new();
+    if foreign > 0 {
+        notes.push(format!(
+            "{foreign} MAC addresses of pods were learned by the kernel's bridge on other pods' ports: frames to them are \
+             left to the bridge until it knows better (docs/source-guard.md)."
+        ));
+    }
+    if left_out > 0 {
+        notes.push(format!(
+            "The kernel's bridge has learned more than {} MAC addresses on one port or {} in all: {left_out} were left out, \
+             and frames to them are left to it.",
+            limits::MAX_MIRRORED_PER_PORT,
+            limits::MAX_MIRRORED
+        ));
+    }
     if beyond_port > 0 {
         notes.push(format!(
             "{beyond_port} learned MAC addresses are beyond the limit of {} per pod port: frames to them are left to the \
@@ -626,6 +665,6 @@ fn doubts(doubtful: Changes, routing: &mut Routing, notes: &mut Vec<String>) {
     }
     if doubtful.intersects(Changes::LINKS) {
         let off = Some(PassReason::PortState);
-        *routing = Routing { ipv4_off: off, ipv6_off: off, bridge_off: off };
+        *routing = Routing { ipv4_off: off, ipv6_off: off, bridge_off: off, ..*routing };
     }
 }

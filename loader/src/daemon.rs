@@ -4,6 +4,7 @@
 //! descriptor: learn reports of workers, entries to keep alive in the kernel, ports to try again. Everything that writes
 //! tables happens here, on one thread, so there is one writer for the engine's snapshots and for the BPF maps.
 
+mod netfilter;
 mod reload;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use podlane_dataplane::afxdp::{Heartbeats, PRIORITY_STEPS, Umem, clock};
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
 use podlane_dataplane::{PortId, limits};
@@ -25,7 +27,9 @@ use crate::carry::{self, Carried, Identity, ProgramCounters};
 use crate::compile::{Compiler, Input, PortAssignment, PortWish, Wanted, host_port_mtu, wanted_ports};
 use crate::config::{ChecksumMetadata, Config, PathChoice};
 use crate::control::{Control, ControlError, PortPath, Request, Response};
-use crate::engine::{Engine, EngineError, EngineOptions};
+use crate::engine::{self, Engine, EngineError, EngineOptions};
+use crate::guard::learn::Learner;
+use crate::guard::{Guards, PodPort};
 use crate::kernel::{HostPort, HostPortNames, Kernel, KernelError, Switches, read_switches};
 use crate::large::{self, Large};
 use crate::log;
@@ -33,6 +37,8 @@ use crate::metrics;
 use crate::mirror::world::{LinkKind, World};
 use crate::mirror::{Changes, Mirror, NetlinkError};
 use crate::names::{Interface, Names, PodName};
+use crate::netfilter::Effects;
+use crate::netfilter::watch::Watch;
 use crate::ports::{Candidate, OpenPort, PathPolicy, Ports, path_name};
 use crate::privileges;
 use crate::reload::Outcome;
@@ -105,6 +111,7 @@ pub fn run(config: Config, start: Start) -> Result<(), RunError> {
     let signals = Signals::catch()?;
     privileges::no_new();
     raise_session();
+    raise_descriptors();
     let (mut config, mut start) = (config, start);
     loop {
         let begun = Instant::now();
@@ -167,6 +174,15 @@ fn raise_session() {
     }
 }
 
+/// A node with many pods takes more descriptors than the 1,024 that a process has by custom: a few for each port.
+fn raise_descriptors() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "raising the limit of open files");
+    }
+}
+
 /// By what the counters of an interface of this name and index are known again; `None` if it is gone.
 fn identity(world: &World, name: &str, ifindex: u32) -> Option<Identity> {
     if name == host_port_names().near {
@@ -210,15 +226,13 @@ impl FirstPins {
 
 impl Drop for FirstPins {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.0.as_ref().map(Pins::remove) {
-            tracing::warn!(%error, "removing what is pinned");
-        }
+        forget_pins(self.0.as_ref());
     }
 }
 
 /// Removes what would have outlived a daemon.
-fn forget_pins(steering: &Steering) {
-    if let Some(Err(error)) = steering.pins().map(Pins::remove) {
+fn forget_pins(pins: Option<&Pins>) {
+    if let Some(Err(error)) = pins.map(Pins::remove) {
         tracing::warn!(%error, "removing what is pinned");
     }
 }
@@ -265,7 +279,10 @@ pub struct Daemon {
     host_port: HostPort,
     pub(crate) wanted: Wanted,
     pub(crate) large: Large,
+    pub(crate) guards: Guards,
     switches: Switches,
+    rules: Watch,
+    pub(crate) effects: Effects,
     pub(crate) notes: Vec<String>,
     /// Receive and transmit queues by interface, and when they were counted.
     queues: BTreeMap<u32, (u32, u32)>,
@@ -273,6 +290,7 @@ pub struct Daemon {
     /// When FDB entries were last refreshed in the kernel, by activity index.
     refreshed_s: BTreeMap<u32, u32>,
     pub(crate) learned: u64,
+    pub(crate) learn_refused: u64,
     pub(crate) names: Names,
     /// How long the last change of the kernel's tables, and the slowest, took to be in force.
     pub(crate) followed: Followed,
@@ -312,6 +330,8 @@ impl Daemon {
         };
         let mut carried = Carried::open(instance);
         let large = Large::open(config.large, instance)?;
+        let rules = Watch::start()?;
+        let guards = Guards::open(reload::guard_policy(&config))?;
         let bridge = mirror.world().link_named(config.bridge.as_str());
         let bridge = bridge.filter(|link| link.kind == LinkKind::Bridge).map(|link| link.ifindex);
         let adopted = steering.adopt()?;
@@ -351,6 +371,7 @@ impl Daemon {
             tx_queues: 1,
         };
         let policy = reload::policy(&config);
+        let sockets = engine.mode();
         let now = Instant::now();
         let mut daemon = Daemon {
             started: now,
@@ -361,19 +382,23 @@ impl Daemon {
             engine: Some(engine),
             publisher,
             compiler: Compiler::new(),
-            ports: Ports::new(mode, host, remembered),
+            ports: Ports::new(mode, host, sockets, remembered),
             policy,
             in_force: false,
             copy_is_behind: false,
             host_port,
             wanted: Wanted::default(),
             large,
+            guards,
             switches: Switches::default(),
+            rules,
+            effects: Effects::default(),
             notes: Vec::new(),
             queues: BTreeMap::new(),
             queues_counted: now,
             refreshed_s: BTreeMap::new(),
             learned: 0,
+            learn_refused: 0,
             followed: Followed::default(),
             carried,
             survival,
@@ -428,7 +453,10 @@ impl Daemon {
                 self.reload(false);
             }
             let read = Instant::now();
-            let changes = self.mirror.read()?;
+            let mut changes = self.mirror.read()?;
+            if self.rules.has_changed() {
+                changes |= Changes::LINKS;
+            }
             let retry = self.ports.next_retry().is_some_and(|at| at <= Instant::now());
             if !changes.is_empty() {
                 self.follow(changes)?;
@@ -437,6 +465,9 @@ impl Daemon {
                 self.follow(Changes::LINKS)?;
             } else if self.large.is_due() {
                 self.follow_large();
+            }
+            if self.guards.is_due(self.mirror.world(), self.names.cni().as_ref()) {
+                self.publish(Changes::NONE)?;
             }
             self.learn();
             if self.last_upkeep.elapsed() >= UPKEEP {
@@ -480,10 +511,11 @@ impl Daemon {
     }
 
     fn wait(&self, signals: &Signals) -> Result<(), RunError> {
-        let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
-        let mut fds =
-            vec![PollFd::new(self.mirror.fd(), PollFlags::POLLIN), PollFd::new(signals.end.as_fd(), PollFlags::POLLIN)];
-        fds.push(PollFd::new(signals.reload.as_fd(), PollFlags::POLLIN));
+        let is_due = self.ports.next_retry().is_some_and(|at| at <= Instant::now());
+        let pause = if is_due { Duration::ZERO } else { TICK };
+        let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
+        let own = [self.mirror.fd(), signals.end.as_fd(), signals.reload.as_fd(), self.guards.fd(), self.rules.fd()];
+        let mut fds: Vec<_> = own.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         if let Some(control) = &self.control {
             fds.extend(control.poll_fds());
         }
@@ -494,7 +526,11 @@ impl Daemon {
     }
 
     /// Brings ports, tables and maps in step with the world, of which `changes` are different.
-    fn follow(&mut self, changes: Changes) -> Result<(), RunError> {
+    fn follow(&mut self, mut changes: Changes) -> Result<(), RunError> {
+        // The bridge's networks are the cluster then, by which rules are judged.
+        if changes.intersects(Changes::ADDRESSES) && self.config.cluster_cidrs.is_empty() {
+            changes |= Changes::LINKS;
+        }
         if changes.intersects(Changes::SWITCHES | Changes::LINKS) {
             self.read_switches();
         }
@@ -583,7 +619,11 @@ impl Daemon {
             && master != Some(bridge)
             && let Err(error) = self.kernel.join_bridge(member, host_port_names().member, bridge)
         {
-            tracing::warn!(%error, "joining the bridge");
+            // One that is being deleted lets its members go first.
+            let now = self.kernel.link(self.config.bridge.as_str());
+            if matches!(now, Ok(Some(link)) if link.ifindex == bridge) {
+                tracing::warn!(%error, "joining the bridge");
+            }
         }
     }
 
@@ -615,6 +655,8 @@ impl Daemon {
         self.wanted = wanted_ports(self.mirror.world(), &wish, |link| {
             queues.entry(link.ifindex).or_insert_with(|| kernel.queues(link.ifindex).unwrap_or((1, 1))).0
         });
+        self.judge_rules();
+        self.wanted.leave(&self.effects.left.ports);
         let links = &self.mirror.world().links;
         self.queues.retain(|ifindex, _| links.contains_key(ifindex));
     }
@@ -635,21 +677,22 @@ impl Daemon {
             .collect();
         let Some(engine) = &mut self.engine else { return false };
         // An AF_XDP socket could not carry what the larger sizes allow.
-        self.large.leave(&self.ports.leaving_kernel_path(&self.policy, engine.mode().zero_copy));
-        self.ports.reconcile(&candidates, &self.policy, engine, &mut self.steering)
+        self.large.leave(&self.ports.leaving_kernel_path(&self.policy));
+        self.ports.reconcile(&candidates, &self.policy, engine, &mut self.steering, self.in_force)
     }
 
     /// Compiles what changed and publishes it to the workers and to the program.
     fn publish(&mut self, changes: Changes) -> Result<(), RunError> {
+        let guards_changed = self.follow_guards();
         let input = self.input();
         let compiled = self.compiler.compile(self.mirror.world(), &input, changes);
         self.notes = compiled.notes;
-        if !compiled.changed {
+        if !compiled.changed && !guards_changed {
             return Ok(());
         }
         // The workers first: what the program steers by older maps they judge by newer tables, and a frame that they do
         // not forward any more goes to the kernel.
-        self.publisher.publish(Tables { tap: self.captures.tap(), ..compiled.tables });
+        self.publisher.publish(Tables { tap: self.captures.tap(), guards: self.guards.table(), ..compiled.tables });
         let synced = self.steering.sync(&self.publisher.current());
         self.in_force = synced.is_ok();
         match synced {
@@ -666,6 +709,14 @@ impl Daemon {
         }
     }
 
+    /// What pods may send from; whether that is anything else than before.
+    fn follow_guards(&mut self) -> bool {
+        let pods = self.ports.open().filter(|port| port.link.kind == PortKind::Pod);
+        let pods = pods.map(|port| PodPort { id: port.id, ifindex: port.link.ifindex, name: &port.link.name });
+        let pods: Vec<_> = pods.collect();
+        self.guards.follow(self.mirror.world(), self.wanted.bridge.unwrap_or(0), &pods, self.names.cni())
+    }
+
     /// Brings the copy of the maps that no program reads up to the current snapshot after a large change, so that the next
     /// small one, which is written there, does not have to.
     fn catch_up(&mut self) {
@@ -679,13 +730,11 @@ impl Daemon {
     }
 
     fn input(&self) -> Input {
-        let multi_buffer = self.engine.as_ref().is_some_and(|engine| engine.mode().multi_buffer);
         let single = (limits::CHUNK_SIZE - limits::RX_HEADROOM) as u32;
-        let max_frame = if multi_buffer { limits::MAX_FRAME as u32 } else { single };
         let assignment = |port: &crate::ports::OpenPort| PortAssignment {
             id: port.id,
             kind: port.link.kind,
-            max_frame,
+            max_frame: if port.sockets.multi_buffer { limits::MAX_FRAME as u32 } else { single },
             path: port.path,
         };
         let cluster = &self.config.cluster_cidrs;
@@ -694,6 +743,8 @@ impl Daemon {
             ports: self.ports.open().map(|port| (port.link.ifindex, assignment(port))).collect(),
             cluster: (!cluster.is_empty()).then(|| cluster.clone()),
             switches: self.switches.clone(),
+            netfilter: self.effects.clone(),
+            owners: self.guards.owners(),
         }
     }
 
@@ -715,15 +766,16 @@ impl Daemon {
     /// Tells the kernel's bridge what workers saw, so that it learns as if it had seen the frames itself.
     fn learn(&mut self) {
         let Some(engine) = &self.engine else { return };
+        let tables = self.publisher.current();
+        let mut learner: Option<Learner> = None;
         while let Some(report) = engine.learn_report() {
             let Some(port) = self.ports.get(report.port).filter(|port| port.link.kind == PortKind::Pod) else {
                 continue;
             };
-            let tables = self.publisher.current();
-            let known = tables.fdb.get(report.mac);
-            let learnt = tables.fdb.iter().filter(|(_, entry)| entry.port == report.port && !entry.is_static).count();
-            let full = known.is_none_or(|entry| entry.port != report.port) && learnt >= limits::MAX_LEARNED_PER_PORT;
-            if known.is_some_and(|entry| entry.is_static) || full || !report.mac.is_station() {
+            // Most of the time there is nothing to learn, and nothing to count.
+            let learner = learner.get_or_insert_with(|| Learner::new(&tables, self.guards.owners()));
+            if !learner.may_learn(report, port.link.ifindex) {
+                self.learn_refused += 1;
                 continue;
             }
             match self.kernel.learn_fdb(port.link.ifindex, report.mac) {
@@ -884,7 +936,7 @@ impl Daemon {
             return Response::Error(format!("there is no port {name}; `podlane status` lists them"));
         }
         if names.is_empty() {
-            self.policy = PathPolicy { all: *choice, ports: BTreeMap::new(), said: true };
+            self.policy = PathPolicy { all: *choice, ports: BTreeMap::new(), said: true, ..self.policy };
         } else {
             self.policy.ports.extend(names.iter().map(|name| (name.clone(), *choice)));
             self.policy.said = true;
@@ -937,6 +989,8 @@ impl Daemon {
         if let Some(engine) = self.engine.take() {
             engine.stop();
         }
+        // Whoever takes over can bind his own when the control socket is free.
+        engine::close_together(self.ports.take_sockets());
         if self.in_force {
             self.vouch();
         }
@@ -975,7 +1029,7 @@ impl Daemon {
         if let Err(error) = self.kernel.delete_host_port(host_port_names(), self.config.instance.as_str()) {
             tracing::warn!(%error, "removing the host port");
         }
-        forget_pins(&self.steering);
+        forget_pins(self.steering.pins());
         (self.metrics, self.control) = (None, None);
         log::finish();
         tracing::info!("podlane has stopped; the node's traffic passes to the kernel");

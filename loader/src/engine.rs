@@ -31,6 +31,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 const AUDIT_ANSWER: Duration = Duration::from_millis(200);
 /// How often a queue is tried that another socket still holds; the pauses add up to half a second.
 const BIND_ATTEMPTS: u32 = 10;
+/// Threads that close sockets at the end: with one for each, all of them are closed in the time of one.
+const CLOSING: usize = 128;
 
 /// The engine cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +70,12 @@ pub enum EngineError {
         /// Its frames.
         frames: u32,
     },
+    /// The driver has no zero-copy and the configuration insists on it.
+    #[error(
+        "zero-copy is required and the driver refuses it: {0}; choose the kernel path for this port (`path`), or set \
+         zero_copy = \"auto\""
+    )]
+    NoZeroCopy(BindError),
     /// Every socket number is in use.
     #[error("all {} AF_XDP socket numbers are in use; the port stays with the kernel", u16::MAX)]
     SocketNumbers,
@@ -115,6 +123,29 @@ pub struct OpenQueue {
     pub worker: usize,
     /// To put it into the XSKMAP and to read its statistics.
     pub handle: SocketHandle,
+}
+
+/// Whether a port's sockets should be such that the driver reads and writes frames itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ZeroCopy {
+    /// No: the kernel copies.
+    #[default]
+    Off,
+    /// Where the driver can.
+    Auto,
+    /// Or the port is not opened.
+    Require,
+}
+
+/// What became of [`Engine::open_port`].
+#[derive(Debug)]
+pub struct Opened {
+    /// The sockets, for the control side.
+    pub queues: Vec<OpenQueue>,
+    /// How they are bound, all in the same way.
+    pub mode: XskMode,
+    /// Why they copy although they need not have, as far as we were concerned.
+    pub why_copy: Option<String>,
 }
 
 /// What the engine is started with.
@@ -269,39 +300,71 @@ impl Engine {
     /// from then on. On failure nothing is left open.
     ///
     /// # Errors
-    /// [`EngineError::Bind`], [`EngineError::SocketNumbers`].
+    /// [`EngineError::Bind`], [`EngineError::NoZeroCopy`], [`EngineError::Frames`], [`EngineError::SocketNumbers`].
     pub fn open_port(
         &mut self,
         port: PortId,
         ifindex: u32,
         queues: u32,
         tx_queues: u32,
-    ) -> Result<Vec<OpenQueue>, EngineError> {
+        zero_copy: ZeroCopy,
+    ) -> Result<Opened, EngineError> {
         self.check_frames(port, queues)?;
-        let mut sockets = Vec::new();
-        for queue in 0..queues {
-            match self.bind(ifindex, queue) {
-                Ok(socket) => sockets.push((queue, socket)),
-                Err(error) => {
-                    self.close_sockets(sockets.into_iter().map(|(_, socket)| socket).collect());
-                    return Err(error);
-                }
-            }
-        }
+        let (sockets, why_copy) = self.bind_queues(ifindex, queues, zero_copy)?;
         for worker in &mut self.workers {
             worker.retired.add(worker.counters.port(port));
             worker.counters.port(port).reset();
         }
+        let mode = sockets.first().map_or(self.mode, Socket::mode);
         let open = sockets
             .iter()
-            .map(|(queue, socket)| OpenQueue {
-                queue: *queue,
-                worker: self.ownership.owner(port, *queue, queues),
+            .zip(0..)
+            .map(|(socket, queue)| OpenQueue {
+                queue,
+                worker: self.ownership.owner(port, queue, queues),
                 handle: socket.handle(),
             })
             .collect();
-        self.give(port, queues, tx_queues, sockets);
-        Ok(open)
+        self.give(port, queues, tx_queues, (0..).zip(sockets).collect());
+        Ok(Opened { queues: open, mode, why_copy })
+    }
+
+    /// A socket for every queue, all of them in the same mode: zero-copy if that is wanted and the driver can, and else why
+    /// not.
+    fn bind_queues(
+        &mut self,
+        ifindex: u32,
+        queues: u32,
+        zero_copy: ZeroCopy,
+    ) -> Result<(Vec<Socket>, Option<String>), EngineError> {
+        if zero_copy == ZeroCopy::Off {
+            return Ok((self.bind_each(ifindex, queues, false)?, None));
+        }
+        match self.bind_each(ifindex, queues, true) {
+            Ok(sockets) => Ok((sockets, None)),
+            Err(EngineError::Bind(error)) if error.is_the_drivers() && zero_copy == ZeroCopy::Require => {
+                Err(EngineError::NoZeroCopy(error))
+            }
+            Err(EngineError::Bind(error)) if error.is_the_drivers() => {
+                Ok((self.bind_each(ifindex, queues, false)?, Some(error.to_string())))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn bind_each(&mut self, ifindex: u32, queues: u32, zero_copy: bool) -> Result<Vec<Socket>, EngineError> {
+        let mut sockets: Vec<Socket> = Vec::new();
+        for queue in 0..queues {
+            let first = sockets.first().map(|first| (first.handle(), first.mode()));
+            match self.bind(ifindex, queue, zero_copy, first) {
+                Ok(socket) => sockets.push(socket),
+                Err(error) => {
+                    self.close_sockets(sockets);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(sockets)
     }
 
     /// A queue without frames would drop what is steered to it, so it must not be opened.
@@ -317,9 +380,23 @@ impl Engine {
         Ok(())
     }
 
-    fn bind(&mut self, ifindex: u32, queue: u32) -> Result<Socket, EngineError> {
+    /// Binds one queue; with zero-copy, `first` is the interface's first socket if this is not it.
+    fn bind(
+        &mut self,
+        ifindex: u32,
+        queue: u32,
+        zero_copy: bool,
+        first: Option<(SocketHandle, XskMode)>,
+    ) -> Result<Socket, EngineError> {
         let number = self.numbers.take().ok_or(EngineError::SocketNumbers)?;
-        let bound = retry_busy(|| Socket::bind_shared(&self.umem, &self.anchor, self.mode, ifindex, queue, number));
+        let bound = retry_busy(|| {
+            if zero_copy {
+                let share = first.as_ref().map(|(first, mode)| (first, *mode));
+                Socket::bind_zero_copy(&self.umem, share, ifindex, queue, number)
+            } else {
+                Socket::bind_shared(&self.umem, &self.anchor, self.mode, ifindex, queue, number)
+            }
+        });
         bound.map_err(|error| {
             self.numbers.give_back(number);
             error.into()
@@ -497,6 +574,19 @@ impl Engine {
     }
 }
 
+/// Closes sockets that nobody uses any more. For each the kernel waits until no processor can be using it, which takes longer than
+/// everything else about it (`xsk_unbind_dev`, `net/xdp/xsk.c`), but those that are closed at one time wait together.
+pub fn close_together(mut handles: Vec<SocketHandle>) {
+    let share = handles.len().div_ceil(CLOSING);
+    std::thread::scope(|scope| {
+        while !handles.is_empty() {
+            let part = handles.split_off(handles.len().saturating_sub(share));
+            // Where no thread can be had, dropping the closure closes them.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(part));
+        }
+    });
+}
+
 /// Binds, again after a pause while another socket still holds the queue: closing is asynchronous in the kernel.
 fn retry_busy(mut bind: impl FnMut() -> Result<Socket, BindError>) -> Result<Socket, BindError> {
     let mut pause = Duration::from_millis(1);
@@ -533,8 +623,8 @@ fn close_all(sockets: Vec<Socket>, numbers: &mut Numbers) -> Vec<ClosedSocket> {
                 numbers.give_back(number);
                 closed.push(proof);
             }
-            // Only when a handle leaked; its number stays taken, so that its frames cannot be mistaken for another's.
-            Err(_) => tracing::error!(number, "a socket is still held open; its frames are lost until the next start"),
+            // Its number stays taken, so that its frames cannot be mistaken for another's.
+            Err(why) => tracing::error!(number, %why, "a socket's frames are lost until the next start"),
         }
     }
     closed

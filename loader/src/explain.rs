@@ -73,6 +73,8 @@ pub fn of_drop(reason: DropReason) -> Explanation {
 }
 
 const NOTHING: &str = "Nothing: this is as it should be.";
+const GUARD: &str = "`podlane status` lists what the port may send from, and whence that is known; `podlane capture` shows \
+                     the frames. If they are legitimate, write `port_guards = [\"IFACE=off\"]`; docs/source-guard.md.";
 
 /// What usually causes it, and what to do.
 const fn pass_advice(reason: PassReason) -> (&'static str, &'static str) {
@@ -178,6 +180,16 @@ const fn pass_advice(reason: PassReason) -> (&'static str, &'static str) {
             "The daemon was stopped, is stuck, or has ended while its program was still attached.",
             "`systemctl status podlane`; its log says what it waits for.",
         ),
+        PassReason::Translated => (
+            "Answers of a service's backends, on a node with kube-proxy or other translating rules; connections that were open \
+             before Podlane came.",
+            "Nothing: the kernel must see them. `conntrack -L` shows the connections; docs/services.md says which stay so, and \
+             how the others can be had back.",
+        ),
+        PassReason::Netfilter => (
+            "Rules of a network policy or a firewall in a forward, prerouting or postrouting chain; `podlane status` names them.",
+            "Nothing, if those rules shall apply to pods. `bypass_netfilter = true` if they need not (docs/services.md).",
+        ),
     }
 }
 
@@ -208,6 +220,28 @@ const fn drop_advice(reason: DropReason) -> (&'static str, &'static str) {
         DropReason::PortBlocked => {
             ("A port was isolated, blocked or moved while frames were on their way.", "Nothing, unless it goes on.")
         }
+        DropReason::ForeignMac => (
+            "A program in the pod makes frames by itself (CAP_NET_RAW) under another MAC address, or a virtual machine or \
+             bridge in the pod has one of its own.",
+            GUARD,
+        ),
+        DropReason::ForeignAddress => (
+            "A program in the pod makes packets under another pod's address; or the pod is a gateway that forwards for \
+             others, or has an address that Podlane has not seen (an address that was added a moment ago is one for \
+             some milliseconds).",
+            GUARD,
+        ),
+        DropReason::FalseNeighbour => (
+            "Somebody in the pod tries to take over the traffic to another pod or to the gateway (ARP or neighbour \
+             spoofing, a router advertisement); or the pod took over a shared address, or sends router advertisements on \
+             purpose.",
+            GUARD,
+        ),
+        DropReason::HiddenSource => (
+            "A program in the pod makes frames by itself with VLAN tags, cut short, or with neighbour discovery behind \
+             extension headers, which nothing does in earnest.",
+            GUARD,
+        ),
     }
 }
 
@@ -216,7 +250,7 @@ impl Explanation {
     pub fn render(&self) -> String {
         let outcome = match self.outcome {
             Outcome::Passed => "left to the kernel: nothing is lost",
-            Outcome::Dropped => "dropped by a worker",
+            Outcome::Dropped => "dropped",
         };
         let mut text = format!("{} ({outcome})\n", self.reason);
         for (title, words) in [("Meaning", self.meaning), ("Usually", self.causes), ("To do", self.cure)] {

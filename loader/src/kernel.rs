@@ -665,7 +665,8 @@ fn generic(family: u16, command: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+/// An attribute as bytes, with its padding.
+pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(4 + value.len().next_multiple_of(4));
     bytes.extend(((4 + value.len()) as u16).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
@@ -675,7 +676,7 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 }
 
 /// The attributes inside of one.
-fn nested(value: &[u8]) -> impl Iterator<Item = (u16, Vec<u8>)> {
+pub(crate) fn nested(value: &[u8]) -> impl Iterator<Item = (u16, Vec<u8>)> {
     NlasIterator::new(value).map_while(Result::ok).map(|nla| (nla.kind() & !NESTED, nla.value().to_vec()))
 }
 

@@ -23,12 +23,14 @@ pub mod detach;
 pub mod engine;
 pub mod explain;
 pub mod generate;
+pub mod guard;
 pub mod kernel;
 pub mod large;
 pub mod log;
 pub mod metrics;
 pub mod mirror;
 pub mod names;
+pub mod netfilter;
 #[doc(hidden)]
 pub mod outside;
 pub mod ports;

@@ -1,6 +1,7 @@
 //! Ports over their life: from a link that should be one, through sockets and program, to the last frame given back.
 //!
-//! Opening is: the program of the port's path on the interface and sockets on every queue; then tables with the port are
+//! Opening is: the program of the port's path on the interface and sockets on every queue (of an uplink that may get
+//! zero-copy ones, the other way around); then tables with the port are
 //! published; then the sockets are put into their map, and from then on frames are taken. (The program may be there before,
 //! from an earlier daemon, and may go by that one's tables until then.) A port that takes the kernel path has sockets as well: workers
 //! send to it through them. A change of path is in two halves with a publication in between, in which the programs of both
@@ -11,12 +12,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use nix::libc;
+use podlane_dataplane::afxdp::{SocketHandle, XskMode};
 use podlane_dataplane::table::{Path, PortKind};
 use podlane_dataplane::{PortId, limits};
 
 use crate::bpf::{AttachError, Steering, XdpMode};
 use crate::config::PathChoice;
-use crate::engine::{Engine, EngineError, OpenQueue};
+use crate::engine::{Engine, EngineError, OpenQueue, Opened, ZeroCopy};
 use crate::kernel::Kernel;
 use crate::status::SocketDrops;
 
@@ -24,6 +27,10 @@ use crate::status::SocketDrops;
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 /// The longest wait.
 const RETRY_MOST: Duration = Duration::from_secs(10);
+/// How long one round may open ports, beyond the first. Attaching a program waits for all CPUs (some 12 ms on a quiet machine, ten
+/// times that on a busy one), and while hundreds of pods come at once the tables of the others must be vouched for, or their
+/// frames pass to the kernel ([`limits::TABLES_STALE_MS`]).
+const OPENING: Duration = Duration::from_millis(100);
 
 /// A link that should be a port.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,6 +56,8 @@ pub struct OpenPort {
     pub link: Candidate,
     /// Its sockets.
     pub queues: Vec<OpenQueue>,
+    /// How these are bound.
+    pub sockets: XskMode,
     /// How the XDP program is attached; `None` without: the host port, and ports that take the kernel path.
     pub xdp_mode: Option<XdpMode>,
     /// The path that its frames take.
@@ -100,6 +109,8 @@ pub struct PathPolicy {
     pub ports: BTreeMap<String, PathChoice>,
     /// Whether these words were said to the running daemon, rather than in its configuration.
     pub said: bool,
+    /// Whether uplinks should have zero-copy sockets.
+    pub zero_copy: ZeroCopy,
 }
 
 impl PathPolicy {
@@ -107,7 +118,15 @@ impl PathPolicy {
         self.ports.get(name).copied().unwrap_or(self.all)
     }
 
-    /// The path of a port whose sockets are, or would be, zero-copy or not, and why.
+    /// How a port's sockets should be bound. Zero-copy is for cards: a veth has none. Where the kernel path was chosen, the
+    /// card's packets are better off in the kernel's own memory.
+    fn sockets(&self, link: &Candidate, mode: XdpMode) -> ZeroCopy {
+        let wanted =
+            link.kind == PortKind::Uplink && mode == XdpMode::Native && self.choice(&link.name) != PathChoice::Kernel;
+        if wanted { self.zero_copy } else { ZeroCopy::Off }
+    }
+
+    /// The path of a port whose sockets are zero-copy or not, and why.
     fn path(&self, link: &Candidate, zero_copy: bool) -> (Path, String) {
         let place = if self.said { "as asked for" } else { "as configured" };
         match self.choice(&link.name) {
@@ -148,6 +167,9 @@ enum OpenError {
     Full { name: String },
 }
 
+/// A port with its sockets and its path's program.
+type WithProgram = (Opened, (Path, String), Option<XdpMode>);
+
 /// All ports.
 #[derive(Debug)]
 pub struct Ports {
@@ -156,6 +178,8 @@ pub struct Ports {
     closing: Vec<OpenPort>,
     refused: BTreeMap<u32, Refusal>,
     taken: Vec<bool>,
+    /// A round has left ports to the next one.
+    more: bool,
     /// The numbers that an earlier daemon's tables, which are in force until the first of ours, have for interfaces.
     remembered: BTreeMap<u32, PortId>,
 }
@@ -163,12 +187,18 @@ pub struct Ports {
 impl Ports {
     /// With the host port, which the engine has opened already, as number 0. `remembered`: interfaces and numbers of the
     /// tables that are in force already.
-    pub fn new(mode: XdpMode, host: Candidate, remembered: impl IntoIterator<Item = (u32, PortId)>) -> Self {
+    pub fn new(
+        mode: XdpMode,
+        host: Candidate,
+        sockets: XskMode,
+        remembered: impl IntoIterator<Item = (u32, PortId)>,
+    ) -> Self {
         let mut taken = vec![false; limits::MAX_PORTS];
         taken[0] = true;
         let port = OpenPort {
             id: Self::HOST,
             queues: Vec::new(),
+            sockets,
             xdp_mode: None,
             link: host,
             path: Path::AfXdp,
@@ -184,6 +214,7 @@ impl Ports {
             closing: Vec::new(),
             refused: BTreeMap::new(),
             taken,
+            more: false,
             remembered: remembered.into_iter().collect(),
         }
     }
@@ -211,8 +242,11 @@ impl Ports {
         self.refused.values()
     }
 
-    /// When the next refused link should be tried again.
+    /// When the next refused link should be tried again, or the next round should open what the last one has left.
     pub fn next_retry(&self) -> Option<Instant> {
+        if self.more {
+            return Some(Instant::now());
+        }
         self.refused.values().map(|refusal| refusal.retry_at).min()
     }
 
@@ -223,29 +257,31 @@ impl Ports {
     }
 
     /// Of these, the ones that [`Ports::reconcile`] would give the other path.
-    pub fn leaving_kernel_path(&self, policy: &PathPolicy, zero_copy: bool) -> Vec<u32> {
-        let leaves = |ifindex: &u32| {
-            self.open.get(ifindex).is_some_and(|port| policy.path(&port.link, zero_copy).0 != Path::Kernel)
-        };
+    pub fn leaving_kernel_path(&self, policy: &PathPolicy) -> Vec<u32> {
+        let stays = |port: &OpenPort| policy.path(&port.link, port.sockets.zero_copy).0 == Path::Kernel;
+        let leaves = |ifindex: &u32| self.open.get(ifindex).is_some_and(|port| !stays(port));
         self.on_kernel_path().filter(leaves).collect()
     }
 
     /// Brings the ports in step with the links that should be ports: opens new ones and takes gone ones out of the
     /// programs' reach, and the paths in step with the policy. Returns whether anything changed; if so publish tables, then
-    /// call [`Ports::finish`].
+    /// call [`Ports::finish`]. In a `hurry` new ports beyond what takes 100 ms are left to a next round, at once
+    /// ([`Ports::next_retry`]); otherwise all are opened, as the first tables must have them.
     pub fn reconcile(
         &mut self,
         wanted: &[Candidate],
         policy: &PathPolicy,
         engine: &mut Engine,
         steering: &mut Steering,
+        hurry: bool,
     ) -> bool {
         let wanted: BTreeMap<u32, &Candidate> = wanted.iter().map(|link| (link.ifindex, link)).collect();
-        let mut changed = self.rename(&wanted) | self.switch_paths(policy, engine, steering);
+        let mut changed = self.rename(&wanted) | self.switch_paths(policy, steering);
         let gone: Vec<u32> = self
             .open
             .values()
-            .filter(|port| port.link.kind != PortKind::Host && wanted.get(&port.link.ifindex) != Some(&&port.link))
+            .filter(|port| port.link.kind != PortKind::Host)
+            .filter(|port| is_another(port, wanted.get(&port.link.ifindex).copied(), steering))
             .map(|port| port.link.ifindex)
             .collect();
         for ifindex in gone {
@@ -253,11 +289,18 @@ impl Ports {
             changed = true;
         }
         self.refused.retain(|ifindex, _| wanted.contains_key(ifindex));
+        self.more = false;
+        let mut begun: Option<Instant> = None;
         for (ifindex, link) in wanted {
             let due = self.refused.get(&ifindex).is_none_or(|refusal| refusal.retry_at <= Instant::now());
             // One that is closing under the same index (its queues changed) is opened again in the next round.
             let closing = self.closing.iter().any(|port| port.link.ifindex == ifindex);
             if !self.open.contains_key(&ifindex) && due && !closing {
+                if hurry && begun.is_some_and(|begun| begun.elapsed() >= OPENING) {
+                    self.more = true;
+                    break;
+                }
+                begun.get_or_insert_with(Instant::now);
                 changed |= self.try_open(link, policy, engine, steering);
             }
         }
@@ -279,10 +322,10 @@ impl Ports {
 
     /// Gives open ports the program of the path that they should take. Where it cannot be attached the port stays on its path
     /// and says so.
-    fn switch_paths(&mut self, policy: &PathPolicy, engine: &Engine, steering: &mut Steering) -> bool {
+    fn switch_paths(&mut self, policy: &PathPolicy, steering: &mut Steering) -> bool {
         let mut changed = false;
         for port in self.open.values_mut().filter(|port| port.link.kind != PortKind::Host && !port.switching) {
-            let (path, why) = policy.path(&port.link, engine.mode().zero_copy);
+            let (path, why) = policy.path(&port.link, port.sockets.zero_copy);
             if path == port.path {
                 port.why_path = why;
                 continue;
@@ -315,14 +358,19 @@ impl Ports {
     ) -> bool {
         match self.open_one(link, policy, engine, steering) {
             Ok(port) => {
-                let path = path_name(port.path);
-                tracing::info!(port = %port.id, interface = link.name, queues = link.queues, path, "port opened");
+                let (path, zero_copy) = (path_name(port.path), port.sockets.zero_copy);
+                tracing::info!(
+                    port = %port.id, interface = link.name, queues = link.queues, path, zero_copy, "port opened"
+                );
                 self.refused.remove(&link.ifindex);
                 self.open.insert(link.ifindex, port);
                 true
             }
             // It went away while we were at it; the mirror will say so.
             Err(OpenError::Attach(AttachError::Gone { .. })) => false,
+            Err(OpenError::Engine(EngineError::Bind(error))) if error.source.raw_os_error() == Some(libc::ENODEV) => {
+                false
+            }
             Err(error) => {
                 self.refuse(link, error.to_string());
                 false
@@ -341,27 +389,91 @@ impl Ports {
             return Err(OpenError::Queues { name: link.name.clone(), queues: link.queues });
         }
         let id = self.free_number(link.ifindex).ok_or_else(|| OpenError::Full { name: link.name.clone() })?;
-        // The program first: where it cannot be attached, no socket is made at all. It passes every frame until the port
-        // is in the tables.
-        let (mut path, mut why_path) = policy.path(link, engine.mode().zero_copy);
-        let xdp_mode = match attach(link, path, self.mode, steering) {
-            Err(error) if policy.choice(&link.name) == PathChoice::Auto && path == Path::Kernel => {
-                (path, why_path) = (Path::AfXdp, format!("auto: {error}"));
-                attach(link, path, self.mode, steering)?
-            }
-            attached => attached?,
+        let opened = if policy.sockets(link, self.mode) == ZeroCopy::Off {
+            self.open_copying(id, link, policy, engine, steering)
+        } else {
+            self.open_zero_copy(id, link, policy, engine, steering)
         };
-        let opened = Self::open_sockets(id, link, engine, steering);
-        if opened.is_err() {
-            detach(link, path, steering);
-        }
-        let queues = opened?;
+        let (Opened { queues, mode: sockets, .. }, (path, why_path), xdp_mode) = opened?;
         self.taken[id.index()] = true;
         // An earlier daemon may have had it on the other path.
         let switching = steering.has_left(link.ifindex, path);
         let own_gro = steering.take_gro(link.ifindex);
         let link = link.clone();
-        Ok(OpenPort { id, link, queues, xdp_mode, path, why_path, switches: 0, switching, own_gro, steered: false })
+        Ok(OpenPort {
+            id,
+            link,
+            queues,
+            sockets,
+            xdp_mode,
+            path,
+            why_path,
+            switches: 0,
+            switching,
+            own_gro,
+            steered: false,
+        })
+    }
+
+    /// The program first: where it cannot be attached, no socket is made at all. It passes every frame until the port is in
+    /// the tables.
+    fn open_copying(
+        &self,
+        id: PortId,
+        link: &Candidate,
+        policy: &PathPolicy,
+        engine: &mut Engine,
+        steering: &mut Steering,
+    ) -> Result<WithProgram, OpenError> {
+        let (path, xdp_mode) = self.attach_wanted(link, policy, false, steering)?;
+        match Self::open_sockets(id, link, ZeroCopy::Off, engine, steering) {
+            Ok(opened) => Ok((opened, path, xdp_mode)),
+            Err(error) => {
+                detach(link, path.0, steering);
+                Err(error)
+            }
+        }
+    }
+
+    /// The sockets first: what they become decides the path, and each program that comes or goes may stop a card for seconds.
+    fn open_zero_copy(
+        &self,
+        id: PortId,
+        link: &Candidate,
+        policy: &PathPolicy,
+        engine: &mut Engine,
+        steering: &mut Steering,
+    ) -> Result<WithProgram, OpenError> {
+        let opened = Self::open_sockets(id, link, policy.sockets(link, self.mode), engine, steering)?;
+        if let Some(why) = &opened.why_copy {
+            tracing::info!(interface = link.name, reason = why, "no zero-copy");
+        }
+        match self.attach_wanted(link, policy, opened.mode.zero_copy, steering) {
+            Ok((path, xdp_mode)) => Ok((opened, path, xdp_mode)),
+            Err(error) => {
+                engine.close_port(id, opened.queues)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Attaches the program of the path that the policy wants, or with `auto` of the one that can be had; gives both, and how
+    /// an XDP program is attached.
+    fn attach_wanted(
+        &self,
+        link: &Candidate,
+        policy: &PathPolicy,
+        zero_copy: bool,
+        steering: &mut Steering,
+    ) -> Result<((Path, String), Option<XdpMode>), AttachError> {
+        let (path, why) = policy.path(link, zero_copy);
+        match attach(link, path, self.mode, steering) {
+            Err(error) if policy.choice(&link.name) == PathChoice::Auto && path == Path::Kernel => {
+                let xdp_mode = attach(link, Path::AfXdp, self.mode, steering)?;
+                Ok(((Path::AfXdp, format!("auto: {error}")), xdp_mode))
+            }
+            attached => Ok(((path, why), attached?)),
+        }
     }
 
     /// A number for a port. Tables of an earlier daemon may be in force, by which frames are steered: there a number must not
@@ -377,11 +489,12 @@ impl Ports {
     fn open_sockets(
         id: PortId,
         link: &Candidate,
+        zero_copy: ZeroCopy,
         engine: &mut Engine,
         steering: &mut Steering,
-    ) -> Result<Vec<OpenQueue>, OpenError> {
+    ) -> Result<Opened, OpenError> {
         steering.reset_counters(id)?;
-        Ok(engine.open_port(id, link.ifindex, link.queues, link.tx_queues)?)
+        Ok(engine.open_port(id, link.ifindex, link.queues, link.tx_queues, zero_copy)?)
     }
 
     fn refuse(&mut self, link: &Candidate, why: String) {
@@ -451,6 +564,12 @@ impl Ports {
         }
     }
 
+    /// The sockets of every port, to be closed when the workers have given theirs up.
+    pub fn take_sockets(&mut self) -> Vec<SocketHandle> {
+        let ports = self.open.values_mut().chain(&mut self.closing);
+        ports.flat_map(|port| std::mem::take(&mut port.queues)).map(|queue| queue.handle).collect()
+    }
+
     /// Takes the programs off every port, for good.
     pub fn detach_all(&mut self, steering: &mut Steering, kernel: &mut Kernel) {
         self.open.values_mut().for_each(|port| stop_polling(port, steering, kernel));
@@ -458,6 +577,19 @@ impl Ports {
         let all: Vec<u32> = ports.map(|port| port.link.ifindex).collect();
         all.into_iter().for_each(|ifindex| self.begin_closing(ifindex, steering));
     }
+}
+
+/// Whether an open port is not the link that is wanted now: it is gone, has other queues, or has kept nothing but its index.
+fn is_another(port: &OpenPort, wanted: Option<&Candidate>, steering: &Steering) -> bool {
+    if wanted != Some(&port.link) {
+        return true;
+    }
+    let lost = steering.has_lost(port.link.ifindex);
+    if lost {
+        let interface = &port.link.name;
+        tracing::debug!(interface, "its program is off: the interface goes or is another one, or somebody took it off");
+    }
+    lost
 }
 
 /// Has frames come to the sockets of a port.

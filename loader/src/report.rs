@@ -80,6 +80,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
     notes.extend(daemon.carried.note());
     notes.extend(daemon.survival.notes());
     notes.extend(daemon.notes.iter().cloned());
+    notes.extend(learn_note(daemon.learn_refused));
     let audited = engine.filter(|_| audit);
     let frames = audited.map(count_frames).unwrap_or_default();
     let mut status = Status {
@@ -130,6 +131,17 @@ fn mode_notes(daemon: &Daemon) -> impl Iterator<Item = &'static str> {
     let tags = "VLAN tags that a veth carries beside the frame are invisible here and would be lost: switch them off in pods \
                 that use VLANs with `ethtool -K eth0 tx-vlan-hw-insert off`, or use native XDP on Linux 6.3 or newer";
     generic.then_some(cost).into_iter().chain(tags_hidden.then_some(tags))
+}
+
+/// That pods tried to have the bridge learn more than they may.
+fn learn_note(refused: u64) -> Option<String> {
+    let most = limits::MAX_LEARNED_PER_PORT;
+    (refused > 0).then(|| {
+        format!(
+            "{refused} times a pod's frame would have taught the bridge a MAC address beyond the {most} of its port, or one \
+             that is static or known to be another pod's: it was forwarded, and nothing was learned."
+        )
+    })
 }
 
 fn bridge_state(daemon: &Daemon, tables: &Tables) -> String {
@@ -190,7 +202,7 @@ fn ports(daemon: &Daemon, engine: &Engine, tables: &Tables) -> Vec<PortStatus> {
 fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPort) -> PortStatus {
     let entry = tables.ports.get(port.id);
     let counted = port_counts(engine, &daemon.steering, port.id, port.switches, port.socket_drops());
-    let mode = engine.mode();
+    let mode = port.sockets;
     let pod = daemon.pod_name(port);
     let (state, why) = state(daemon, port, entry.is_some_and(|entry| entry.forwarding));
     PortStatus {
@@ -224,6 +236,8 @@ fn port_status(daemon: &Daemon, engine: &Engine, tables: &Tables, port: &OpenPor
         repeated: counted.repeated,
         repeated_bytes: counted.repeated_bytes,
         passed: counted.passed,
+        guarded: counted.guarded,
+        source_guard: daemon.guards.status(port.link.ifindex),
         socket_drops: counted.socket_drops,
         worker_rx: counted.worker_rx,
         forwarded: counted.forwarded,
@@ -261,6 +275,7 @@ pub fn port_counts(
         repeated: program.repeated,
         repeated_bytes: program.repeated_bytes,
         passed: Breakdown::passes(&program.passed),
+        guarded: Breakdown::drops(&program.dropped),
         worker_rx: total(&|counters| counters.rx.get()),
         forwarded: total(&|counters| counters.forwarded.get()),
         forwarded_bytes: total(&|counters| counters.forwarded_bytes.get()),
@@ -385,6 +400,6 @@ fn learning(daemon: &Daemon, engine: &Engine) -> LearningStatus {
     LearningStatus {
         reports: each(&|counters| counters.learn_reports.get()),
         accepted: daemon.learned,
-        limited: each(&|counters| counters.learn_limited.get()),
+        limited: each(&|counters| counters.learn_limited.get()).saturating_add(daemon.learn_refused),
     }
 }

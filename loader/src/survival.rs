@@ -43,10 +43,16 @@ pub fn load(root: &Root, instance: &str) -> Result<(Steering, Survival), BpfErro
         Err(error) => return unpinned(says(&error)),
     };
     let is_first = pins.found().is_ok_and(|found| found.is_empty());
-    match Steering::open(pins) {
+    match Steering::open(pins.clone()) {
         Ok(steering) => Ok((steering, Survival { is_first, ..Survival::default() })),
         Err(BpfError::Pin(error)) => unpinned(says(&error)),
-        Err(error) => Err(error),
+        Err(error) => {
+            // The first error is the one to report.
+            if is_first {
+                let _ = pins.remove();
+            }
+            Err(error)
+        }
     }
 }
 

@@ -477,6 +477,22 @@ fn station(number: u32) -> MacAddr {
 }
 
 #[test]
+fn a_pods_own_address_is_not_believed_to_be_behind_another_pod() {
+    let at = |port, kind| {
+        let mut world = node();
+        let entry = FdbEntry { port, kind, sticky: false, locked: false };
+        world.fdb.insert(FdbKey { bridge: BRIDGE, mac: station(7), vlan: 0 }, entry);
+        let input = Input { owners: BTreeMap::from([(station(7), POD)]), ..input() };
+        let compiled = compile(&world, &input);
+        (compiled.tables.fdb.get(station(7)).map(|entry| entry.port), compiled.notes)
+    };
+    assert_eq!(at(POD, FdbKind::Dynamic).0, Some(PortId(1)));
+    let (port, notes) = at(OTHER_POD, FdbKind::Dynamic);
+    assert!(port.is_none() && notes[0].starts_with("1 MAC addresses of pods"), "{notes:?}");
+    assert_eq!(at(OTHER_POD, FdbKind::Static).0, Some(PortId(2)), "who configures it decides");
+}
+
+#[test]
 fn limits_leave_the_rest_to_the_kernel() {
     // One port's learned addresses, of which those that came first stay.
     let mut world = node();

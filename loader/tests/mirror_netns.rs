@@ -217,6 +217,8 @@ fn input(mirror: &Mirror) -> Input {
         ports,
         cluster: Some(vec!["10.244.0.0/16".parse().unwrap(), "fd00::/32".parse().unwrap()]),
         switches: read_switches(["cbr0", "eth0"]),
+        netfilter: Default::default(),
+        owners: BTreeMap::new(),
     }
 }
 
@@ -364,6 +366,30 @@ fn changes_are_followed(mirror: &mut Mirror, input: &Input) {
     let compiled = compiler.compile(mirror.world(), input, Changes::ALL);
     assert_eq!(compiled.tables.routing.ipv6_off, Some(PassReason::PolicyRules));
     assert_eq!(compiled.tables.routing.ipv4_off, None);
+}
+
+#[test]
+fn what_limits_bandwidth_is_followed() {
+    in_namespace("what_limits_bandwidth_is_followed", || {
+        run("ip link add eth0 type veth peer name far");
+        run("ip link set eth0 up");
+        run("tc qdisc add dev eth0 root tbf rate 1mbit burst 10kb latency 50ms");
+        let mut mirror = opened();
+        let (near, far) = (index(&mirror, "eth0"), index(&mirror, "far"));
+        let kinds = |world: &World, ifindex: u32| -> Vec<String> {
+            world.qdiscs.get(&ifindex).into_iter().flatten().cloned().collect()
+        };
+        assert_eq!((kinds(mirror.world(), near), kinds(mirror.world(), far)), (vec!["tbf".to_owned()], vec![]));
+        run("tc qdisc add dev far ingress");
+        run("tc qdisc replace dev eth0 root pfifo limit 100");
+        run("tc qdisc add dev eth0 clsact");
+        let changed = assert_like_a_fresh_dump(&mut mirror);
+        assert!(changed.intersects(Changes::LINKS), "{changed}");
+        assert_eq!((kinds(mirror.world(), near), kinds(mirror.world(), far)), (vec![], vec!["ingress".to_owned()]));
+        run("ip link del far");
+        assert_like_a_fresh_dump(&mut mirror);
+        assert!(mirror.world().qdiscs.is_empty());
+    });
 }
 
 #[test]

@@ -139,6 +139,16 @@ impl RequestSocket {
         self.transact(&emit(message), NLM_F_DUMP, action, each)
     }
 
+    /// The same for a message that is bytes already, as [`RequestSocket::request_bytes`] wants them.
+    pub fn dump_bytes(
+        &mut self,
+        bytes: &[u8],
+        action: &str,
+        each: impl FnMut(NetlinkHeaderView, &[u8]),
+    ) -> Result<bool, NetlinkError> {
+        self.transact(bytes, NLM_F_DUMP, action, each)
+    }
+
     /// Sends a request for one object and hands it to `each`.
     pub fn get_bytes(
         &mut self,

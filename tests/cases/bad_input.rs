@@ -245,13 +245,13 @@ fn check(bed: &mut Bed) -> Result<()> {
 }
 
 /// An XDP program that is not Podlane's; taken off again when dropped.
-struct Foreign<'a> {
+pub(super) struct Foreign<'a> {
     bed: &'a Bed,
     interface: String,
 }
 
 impl Foreign<'_> {
-    fn attach<'a>(bed: &'a Bed, interface: &str) -> Result<Foreign<'a>> {
+    pub(super) fn attach<'a>(bed: &'a Bed, interface: &str) -> Result<Foreign<'a>> {
         let source = File::new(
             bed,
             "foreign.c",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::Mutex;
@@ -17,13 +17,24 @@ use podlane_cni::protocol::{Call, Config, Failure};
 use podlane_tests::bed::{Bed, FOLLOW};
 use podlane_tests::cni::{self, Plugin};
 use podlane_tests::command::wait_for;
+use podlane_tests::status::Port;
+use podlane_tests::stock;
 use podlane_tests::testbed::{Family, Testbed};
+use podlane_tests::traffic::{Datagrams, Way};
 use serde_json::{Value, json};
 
 /// Rounds in which no packet may be lost.
 const ROUNDS: usize = 12;
+/// Pods that are born under streams, and what each stream is: 600 ms of a packet each 2 ms.
+const BIRTHS: usize = 6;
+const BIRTH_DATAGRAMS: u64 = 300;
+const BIRTH_PACE_US: u64 = 2_000;
 /// Pods of one node.
 const MANY: usize = 250;
+/// What the daemon may use for each of them, bytes: its resident set and its UMEM, which is locked.
+const MEMORY_OF_A_POD: u64 = 1 << 20;
+/// How long the daemon may take to serve all of them, on a busy machine.
+const SERVE_MANY: Duration = Duration::from_secs(60);
 /// Rounds in which ADD is killed, and how much later each time.
 const KILLS: u32 = 60;
 const KILL_STEP: Duration = Duration::from_micros(250);
@@ -32,9 +43,10 @@ const AT_ONCE: usize = 32;
 
 /// What can be seen of pods on the node: interfaces, addresses, routes, neighbours and FDB entries that are not passing.
 fn node_state(bed: &Testbed, node: &str) -> Result<String> {
-    // Neighbours come and go by themselves; those of the plugin's pods must not be left.
+    // Neighbours come and go by themselves; those of the plugin's pods must not be left. Whom the kernel has asked for in vain
+    // is none.
     let look = "ip -br link | cut -d' ' -f1 | sort; ip -br addr show cbr0; ip route; ip -6 route show dev cbr0; \
-                ip neigh show dev cbr0 | grep -E '10\\.244\\.[0-9]+\\.1[0-9][0-9] |::1[0-9a-f][0-9a-f] ' || true";
+                ip neigh show dev cbr0 | grep -E '10\\.244\\.[0-9]+\\.1[0-9][0-9] |::1[0-9a-f][0-9a-f] ' | grep -v FAILED || true";
     bed.sh(node, look)
 }
 
@@ -92,6 +104,7 @@ pub fn connects(bed: &mut Bed) -> Result<()> {
         }
     }
     is_named(bed, &host_interface(&one)?)?;
+    is_guarded(bed, &host_interface(&one)?, &addresses(&one)?)?;
     plugin.call("CHECK", "cni1", &json!({ "prevResult": one }))?.ok()?;
     checks_notice(bed, &plugin, &one)?;
     plugin.call("DEL", "cni1", &json!({ "prevResult": one }))?.ok()?;
@@ -119,6 +132,23 @@ fn forwards(bed: &Bed, port: &str, from: &str, to: IpAddr) -> Result<()> {
         one_ping(bed, from, to)?;
         Ok((count()? > before).then_some(()))
     })
+}
+
+/// The plugin's pods may send from their own addresses only, without any setting; others' pods are left as they are.
+fn is_guarded(bed: &Bed, port: &str, addresses: &[IpAddr]) -> Result<()> {
+    if !bed.has_podlane() {
+        return Ok(());
+    }
+    wait_for(&format!("{port} to be guarded"), FOLLOW, || {
+        let status = bed.status(1)?;
+        let guard = status.port(port).and_then(|port| port.source_guard.as_ref());
+        let has = |address: &IpAddr| guard.is_some_and(|guard| guard.addresses.contains(&address.to_string()));
+        Ok((guard.is_some_and(|guard| guard.active) && addresses.iter().all(has)).then_some(()))
+    })?;
+    let status = bed.status(1)?;
+    let other = status.port("veth-pod2").and_then(|port| port.source_guard.as_ref());
+    ensure!(other.is_some_and(|guard| !guard.active), "the guard of another plugin's pod: {other:?}");
+    Ok(())
 }
 
 fn is_named(bed: &Bed, port: &str) -> Result<()> {
@@ -188,6 +218,46 @@ pub fn first_packets(bed: &mut Bed) -> Result<()> {
     Ok(())
 }
 
+/// Not one packet is lost of what a pod sends from the moment in which it has a route, while ADD is still at work, nor of what others
+/// send to it from the moment in which ADD has returned, while the daemon attaches itself to the new port.
+pub fn streams_from_birth(bed: &mut Bed) -> Result<()> {
+    let datagrams = Datagrams { count: Some(BIRTH_DATAGRAMS), ..Datagrams::steady(600, BIRTH_PACE_US) };
+    let mut plugin = Plugin::new(bed, 1, "birth")?;
+    for round in 0..BIRTHS {
+        let (index, family) = (round % 2, Family::BOTH[round % 2]);
+        plugin.new_pod("cni1")?;
+        let mut flows = Vec::new();
+        for to in ["pod1", "pod4"] {
+            let address = bed.address(to, family)?;
+            let receiver = bed.udp_receiver(to, address, &datagrams)?;
+            let way = Way { from: "cni1".to_owned(), to: to.to_owned(), address };
+            flows.push((format!("cni1 to {to}"), bed.udp_sender(&way, receiver, &datagrams, &["--from-birth"])?));
+        }
+        let any: IpAddr = family.pick("0.0.0.0", "::").parse()?;
+        let receivers = [bed.udp_receiver("cni1", any, &datagrams)?, bed.udp_receiver("cni1", any, &datagrams)?];
+        let result = plugin.call("ADD", "cni1", &json!({}))?.ok()?;
+        let address = addresses(&result)?[index];
+        for (from, receiver) in ["pod2", "pod4"].into_iter().zip(receivers) {
+            let way = Way { from: from.to_owned(), to: "cni1".to_owned(), address };
+            flows.push((format!("{from} to cni1"), bed.udp_sender(&way, receiver, &datagrams, &[])?));
+        }
+        for (flow, sender) in flows {
+            sender.finish()?.intact().with_context(|| format!("round {round}, {}, {flow}", family.name()))?;
+        }
+        if bed.has_podlane() {
+            let port = host_interface(&result)?;
+            let forwarded = bed.status(1)?.port(&port).map_or(0, |port| port.forwarded + port.repeated);
+            ensure!(
+                forwarded > 0,
+                "round {round}: Podlane came too late to forward anything: a longer stream is needed"
+            );
+        }
+        plugin.call("DEL", "cni1", &json!({ "prevResult": result }))?.ok()?;
+        plugin.remove_pod("cni1")?;
+    }
+    Ok(())
+}
+
 /// STATUS says whether the daemon runs; pods are connected and talk while it does not, and it takes them over when it comes.
 pub fn without_the_daemon(bed: &mut Bed) -> Result<()> {
     let socket = podlane_tests::daemon::control_socket(&bed.instance(1));
@@ -199,7 +269,7 @@ pub fn without_the_daemon(bed: &mut Bed) -> Result<()> {
         ensure!(alive.success && alive.stderr.is_empty() && alive.said.is_null(), "{alive:?}");
     }
     bed.stop_daemon(1)?;
-    let port = {
+    let (port, given) = {
         let mut plugin = Plugin::new(bed, 1, "status")?;
         let gone = plugin.call("STATUS", "cni1", &with_socket)?;
         ensure!(gone.success && gone.stderr.contains("does not answer"), "{gone:?}");
@@ -212,8 +282,12 @@ pub fn without_the_daemon(bed: &mut Bed) -> Result<()> {
             one_ping(bed, "cni1", bed.address("pod4", family)?)?;
         }
         // The pod goes with the plugin here; its port is what the daemon must cope with below.
-        host_interface(&result)?
+        (host_interface(&result)?, addresses(&result)?)
     };
+    // Without DEL it stays among the node's neighbours, for later cases to find.
+    for address in given {
+        bed.sh("node1", &format!("ip neigh del {address} dev cbr0 || true"))?;
+    }
     bed.start_daemon(1)?;
     wait_for(&format!("{port} to be gone"), FOLLOW, || Ok(bed.status(1)?.port(&port).is_none().then_some(())))
 }
@@ -228,8 +302,12 @@ pub fn many_at_once(bed: &mut Bed) -> Result<()> {
     }
     // The testbed's own pods have 10.244.1.0/24; these get a network of their own on the same bridge.
     let range = |subnet: &str| json!([{ "subnet": subnet }]);
-    let ranges = [range("10.99.0.0/23"), range("fd99::/64")];
+    let ranges = [range("10.244.128.0/23"), range("fd00:10:244:80::/64")];
     let changes = json!({ "ipam": { "ranges": ranges } });
+    // Pods that are there notice nothing of it.
+    let way = bed.way("pod1", "pod2", Family::V4)?;
+    bed.warm_up(&way)?;
+    let stream = bed.start_udp(&way, &Datagrams::steady(600, BIRTH_PACE_US))?;
     let results = all_at_once(&pods, |pod| plugin.call("ADD", pod, &changes)?.ok())?;
     let mut given = BTreeSet::new();
     for address in results.values().map(addresses).collect::<Result<Vec<_>>>()?.concat() {
@@ -245,11 +323,41 @@ pub fn many_at_once(bed: &mut Bed) -> Result<()> {
     ensure!(forwarding == MANY, "{forwarding} members forward");
     one_ping(bed, &pods[0], addresses(&results[&pods[MANY - 1]])?[0])?;
     one_ping(bed, &pods[MANY / 2], addresses(&results[&pods[1]])?[1])?;
+    if bed.has_podlane() {
+        forwards(bed, &host_interface(&results[&pods[0]])?, &pods[0], addresses(&results[&pods[MANY - 1]])?[0])?;
+        cost_little(bed)?;
+    }
+    stream.finish()?.intact().context("pod1 to pod2, while others came")?;
     all_at_once(&pods, |pod| plugin.call("DEL", pod, &changes)?.ok())?;
     ensure!(reservations(&plugin)?.is_empty(), "reservations are left: {:?}", reservations(&plugin)?);
-    bed.sh("node1", "ip addr del 10.99.0.1/23 dev cbr0; ip addr del fd99::1/64 dev cbr0")?;
+    bed.sh("node1", "ip addr del 10.244.128.1/23 dev cbr0; ip addr del fd00:10:244:80::1/64 dev cbr0")?;
+    if bed.has_podlane() {
+        let is_left = |port: &Port| port.kind == "pod" && !port.name.starts_with("veth-pod");
+        wait_for("the ports to be gone", SERVE_MANY, || Ok((!bed.status(1)?.ports.iter().any(is_left)).then_some(())))?;
+    }
     let after = node_state(bed, "node1")?;
     ensure!(before == after, "the node is not as it was:\n{before}\n{after}");
+    Ok(())
+}
+
+/// All pods are served, and the daemon's memory for them is within its bounds. UMEM that was used already counts twice here.
+fn cost_little(bed: &Bed) -> Result<()> {
+    let status = wait_for("every pod to be served", SERVE_MANY, || {
+        let status = bed.status(1)?;
+        let served = status.ports.iter().filter(|port| port.kind == "pod" && port.state == "forwarding").count();
+        Ok((served >= MANY).then_some(status))
+    })?;
+    ensure!(status.refused.is_empty(), "left to the kernel: {:?}", status.refused);
+    let resident = podlane_tests::daemon::resident_bytes(status.pid)?;
+    let locked = status.umem.frames * status.umem.chunk_bytes;
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    println!("    {MANY} pods: {:.0} MiB resident, {:.0} MiB of UMEM", mebibytes(resident), mebibytes(locked));
+    ensure!(
+        resident + locked <= MANY as u64 * MEMORY_OF_A_POD,
+        "{MANY} pods cost {:.0} MiB resident and {:.0} MiB of UMEM",
+        mebibytes(resident),
+        mebibytes(locked)
+    );
     Ok(())
 }
 
@@ -472,6 +580,19 @@ pub fn makes_the_bridge(bed: &mut Bed) -> Result<()> {
     no_bridge["bridge"] = json!("eth0");
     plugin.call("ADD", "b0", &no_bridge)?.refused(7)?;
     plugin.call("STATUS", "b0", &no_bridge)?.refused(50)?;
+    // One that is missing is made by ADD, unless there are pods that were connected to it.
+    bed.exec("node2", &["ip", "link", "set", "cbr9", "name", "cbr8"])?;
+    plugin.call("STATUS", "b0", &changes)?.ok()?;
+    bed.exec("node2", &["ip", "link", "set", "cbr8", "name", "cbr9"])?;
+    plugin.call("ADD", "b0", &changes)?.ok()?;
+    bed.exec("node2", &["ip", "link", "set", "cbr9", "name", "cbr8"])?;
+    for (cut_off, word) in [(&changes, "is gone; pods"), (&no_bridge, "is no bridge")] {
+        let said = plugin.call("STATUS", "b0", cut_off)?.refused(51)?;
+        ensure!(said.contains(word), "{said}");
+    }
+    bed.exec("node2", &["ip", "link", "set", "cbr8", "name", "cbr9"])?;
+    plugin.call("STATUS", "b0", &changes)?.ok()?;
+    plugin.call("DEL", "b0", &changes)?.ok()?;
     ensure!(reservations(&plugin)?.is_empty(), "{:?}", reservations(&plugin)?);
     bed.exec("node2", &["ip", "link", "del", "cbr9"]).map(drop)
 }
@@ -555,6 +676,69 @@ pub fn in_a_chain(bed: &mut Bed) -> Result<()> {
     one_ping(bed, "pod1", bed.address("pod2", Family::V4)?)?;
     bed.exec("node1", &["ip", "link", "set", "veth-pod1", "alias", ""])?;
     ensure!(reservations(&plugin)?.is_empty(), "{:?}", reservations(&plugin)?);
+    Ok(())
+}
+
+/// In front of the stock plugins that runtimes chain: each takes the result, CHECK agrees with what they have changed, a port of the
+/// node leads to the pod, and DEL leaves nothing of any of them.
+pub fn in_a_stock_chain(bed: &mut Bed) -> Result<()> {
+    const CONTAINER_PORT: u16 = 7777;
+    const HOST_PORT: u16 = 18080;
+    /// Bytes there and back.
+    const CHAINED: [u64; 2] = [1 << 20, 1 << 20];
+    let plugins = stock::plugins()?;
+    let before = node_state(bed, "node1")?;
+    let mut plugin = Plugin::new(bed, 1, "chain")?;
+    plugin.new_pod("cni1")?;
+    // What the stock ones of Debian 12 speak.
+    let ours = json!({ "cniVersion": "1.0.0" });
+    let mapping = json!([{ "hostPort": HOST_PORT, "containerPort": CONTAINER_PORT, "protocol": "tcp" }]);
+    let chain = [
+        ("tuning", json!({ "sysctl": { "net.ipv4.conf.eth0.arp_filter": "1" }, "mtu": 1400 })),
+        ("bandwidth", json!({ "ingressRate": 1u64 << 33, "ingressBurst": 1u64 << 31 })),
+        ("portmap", json!({ "runtimeConfig": { "portMappings": mapping } })),
+    ];
+    let call = |kind: &str, command: &str, config: &Value, previous: &Value| -> Result<Value> {
+        let mut all = json!({ "cniVersion": "1.0.0", "name": "podlane", "type": kind, "prevResult": previous });
+        config.as_object().into_iter().flatten().for_each(|(key, value)| all[key] = value.clone());
+        let program = plugin.program_of(&plugins.join(kind), command, "cni1", &[]);
+        cni::finish(program, &all)?.ok().with_context(|| format!("{command} of {kind}"))
+    };
+    let first = plugin.call("ADD", "cni1", &ours)?.ok()?;
+    let mut result = first.clone();
+    for (kind, config) in &chain {
+        result = call(kind, "ADD", config, &result)?;
+    }
+    ensure!(result["ips"] == first["ips"], "{result}");
+    if bed.has_podlane() {
+        let port = host_interface(&first)?;
+        wait_for(&format!("{port}, which is limited, to be the kernel's"), FOLLOW, || {
+            let status = bed.status(1)?;
+            let refused = status.refused.iter().find(|refused| refused.name == port);
+            Ok(refused.filter(|refused| refused.why.contains("queueing discipline tbf")).map(|_| ()))
+        })?;
+    }
+    plugin.call("CHECK", "cni1", &json!({ "cniVersion": "1.0.0", "prevResult": result }))?.ok()?;
+    // That of portmap 1.1.1 looks for the rules of IPv4 among those of IPv6 as well.
+    for (kind, config) in chain.iter().filter(|(kind, _)| *kind != "portmap") {
+        call(kind, "CHECK", config, &result)?;
+    }
+    let address = addresses(&first)?[0];
+    one_ping(bed, "cni1", bed.address("pod4", Family::V4)?)?;
+    let to_pod = |from: &str| Way { from: from.to_owned(), to: "cni1".to_owned(), address };
+    bed.tcp_through(&to_pod("pod4"), CONTAINER_PORT, None, CHAINED)?;
+    let host_port = SocketAddr::new(bed.address("node1", Family::V4)?, HOST_PORT);
+    bed.tcp_through(&to_pod("node2"), CONTAINER_PORT, Some(host_port), CHAINED)?;
+    for (kind, config) in chain.iter().rev() {
+        call(kind, "DEL", config, &result)?;
+    }
+    plugin.call("DEL", "cni1", &json!({ "cniVersion": "1.0.0", "prevResult": result }))?.ok()?;
+    ensure!(reservations(&plugin)?.is_empty(), "{:?}", reservations(&plugin)?);
+    let after = node_state(bed, "node1")?;
+    ensure!(before == after, "the node is not as it was:\n{before}\n{after}");
+    // The plugin's own chains stay for the next one, without a rule for anybody.
+    let rules = bed.sh("node1", "nft list ruleset")?;
+    ensure!(!rules.contains(&HOST_PORT.to_string()), "{rules}");
     Ok(())
 }
 

@@ -8,6 +8,9 @@ mod bugreport;
 mod bulk;
 mod capture;
 mod cni;
+mod dropin;
+mod events;
+mod guard;
 mod large;
 mod layer2;
 mod lifecycle;
@@ -20,6 +23,7 @@ mod pods;
 mod reload;
 mod routes;
 mod service;
+mod services;
 mod survival;
 mod trace;
 mod walk;
@@ -89,24 +93,16 @@ pub struct Group {
     pub cases: Vec<Case>,
 }
 
+/// The testbed whose nodes get their bridge and pods from the stock plugins.
+const DROPIN: &str = "dropin";
+/// A case with some of them.
+const STOCK_CHAIN: &str = "cni_in_a_stock_chain";
+/// What needs the stock plugins, which are fetched.
+pub const NEED_STOCK: [&str; 2] = [DROPIN, STOCK_CHAIN];
+
 const BOTH: &[Topology] = &[Topology::Direct, Topology::Cloud];
 
-const PLAIN: Shape = Shape {
-    name: "plain",
-    nodes: 2,
-    pods: 3,
-    mtu: 1500,
-    uplink_mtu: 1500,
-    queues: 1,
-    uplink_queues: 1,
-    pods_checksum_offload: true,
-    uplink_checksum_offload: true,
-    masquerade: true,
-    workers: None,
-    local_mtu: None,
-    big_tcp: None,
-    daemons: true,
-};
+const PLAIN: Shape = Shape::PLAIN;
 
 const BULK: [Case; 3] =
     [families("tcp_bulk", bulk::tcp), families("udp_bulk", bulk::udp), families("checksums", bulk::checksums)];
@@ -139,7 +135,7 @@ pub fn groups() -> Vec<Group> {
             [with(ping), vec![families("bursts", layer2::bursts), families("many_flows", bulk::many_flows)]].concat(),
         ),
         unmixed(
-            Shape { name: "no_masquerade", masquerade: false, ..PLAIN },
+            Shape { name: "no_masquerade", masquerade: false, strict_conntrack: true, ..PLAIN },
             vec![families("asymmetry", outside::asymmetry)],
         ),
         unmixed(
@@ -166,6 +162,27 @@ pub fn groups() -> Vec<Group> {
             topologies: &[Topology::Direct],
             paths: PODLANE,
             ..group(Shape { name: "survival", ..PLAIN }, survival::cases())
+        },
+        Group {
+            topologies: &[Topology::Direct],
+            ..group(Shape { name: "services", strict_conntrack: true, ..PLAIN }, services::cases())
+        },
+        Group {
+            topologies: &[Topology::Direct],
+            paths: PODLANE,
+            ..group(
+                Shape { name: DROPIN, pods: 0, daemons: false, ..PLAIN },
+                vec![
+                    once("pods_of_others", dropin::pods_of_others),
+                    once("gives_back", dropin::gives_back),
+                    once("options_of_others", dropin::options_of_others),
+                ],
+            )
+        },
+        Group {
+            topologies: &[Topology::Direct],
+            paths: PODLANE,
+            ..group(Shape { name: "events", ..PLAIN }, events::cases())
         },
         Group {
             shape: Shape { name: "bad_input", daemons: false, ..PLAIN },
@@ -206,6 +223,9 @@ fn plain_cases() -> Vec<Case> {
         families("flooding", layer2::flooding),
         families("learned_mac_moves", layer2::learned_mac_moves),
         families("garbage", layer2::garbage),
+        podlane_families("foreign_senders", guard::foreign_senders),
+        podlane_once("learning_limits", guard::learning_limits),
+        podlane_families("flooding_neighbour", guard::flooding_neighbour),
         families("corrupt_checksum_from_pod", layer2::corrupt_checksum_from_pod),
         families("corrupt_checksum_from_wire", layer2::corrupt_checksum_from_wire),
         families("pods_come_and_go", pods::come_and_go),
@@ -230,8 +250,9 @@ fn plain_cases() -> Vec<Case> {
         podlane_once("status_schema", names::status_schema),
         once("cni_connects", cni::connects),
         once("cni_first_packets", cni::first_packets),
+        Case { paths: UNMIXED, ..once("cni_streams_from_birth", cni::streams_from_birth) },
         podlane_once("cni_without_the_daemon", cni::without_the_daemon),
-        without_once("cni_many_at_once", cni::many_at_once),
+        Case { paths: &[DataPath::AfXdp, DataPath::Kernel], ..once("cni_many_at_once", cni::many_at_once) },
         without_once("cni_undoes_every_step", cni::undoes_every_step),
         without_once("cni_killed_at_any_time", cni::killed_at_any_time),
         without_once("cni_collects_garbage", cni::collects_garbage),
@@ -239,6 +260,7 @@ fn plain_cases() -> Vec<Case> {
         without_once("cni_refusals", cni::refusals),
         without_once("cni_delegates", cni::delegates),
         without_once("cni_in_a_chain", cni::in_a_chain),
+        Case { paths: UNMIXED, ..once(STOCK_CHAIN, cni::in_a_stock_chain) },
         without_once("cni_full_disk", cni::full_disk),
         podlane_once("idle", lifecycle::idle),
         podlane_families("stopped_daemon", lifecycle::stopped),

@@ -38,22 +38,7 @@ struct Options {
 }
 
 /// Two nodes, and in node1 a third pod for the one that floods.
-const SHAPE: Shape = Shape {
-    name: "chaos",
-    nodes: 2,
-    pods: 3,
-    mtu: 1500,
-    uplink_mtu: 1500,
-    queues: 1,
-    uplink_queues: 1,
-    pods_checksum_offload: true,
-    uplink_checksum_offload: true,
-    masquerade: true,
-    workers: None,
-    local_mtu: None,
-    big_tcp: None,
-    daemons: true,
-};
+const SHAPE: Shape = Shape { name: "chaos", ..Shape::PLAIN };
 
 /// What the trials share.
 #[derive(Default)]

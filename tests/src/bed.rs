@@ -181,6 +181,9 @@ impl Bed {
         let mut run = self.podlane(node)?;
         run.args(["run", "--bridge", "cbr0", "--uplink", "eth0", "--instance", &self.instance(node)]);
         run.args(["--cluster-cidr", "10.244.0.0/16", "--cluster-cidr", "fd00:10:244::/48"]);
+        // The others make up addresses in some cases, or send from a network behind them; pods of the plugin are guarded
+        // without being asked for.
+        run.args(["--port-guard", "veth-pod1=cluster"]);
         run.arg("--cni-cache").arg(self.cni_cache(node));
         if self.path == DataPath::Kernel {
             run.args(["--path", "kernel"]);

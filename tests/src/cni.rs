@@ -139,7 +139,12 @@ impl<'a> Plugin<'a> {
     /// # Errors
     /// If there is none.
     pub fn program(&self, command: &str, pod: &str, variables: &[(&str, &str)]) -> Result<Command> {
-        let mut plugin = self.testbed.command(&format!("node{}", self.node), binary()?);
+        Ok(self.program_of(&binary()?, command, pod, variables))
+    }
+
+    /// Another plugin's program with the same environment.
+    pub fn program_of(&self, plugin: &Path, command: &str, pod: &str, variables: &[(&str, &str)]) -> Command {
+        let mut plugin = self.testbed.command(&format!("node{}", self.node), plugin);
         plugin
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", format!("container-{pod}"))
@@ -150,7 +155,7 @@ impl<'a> Plugin<'a> {
         for (name, value) in variables {
             plugin.env(name, value);
         }
-        Ok(plugin)
+        plugin
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,8 +26,25 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// Waits until `condition` gives a value; `what` says what is waited for.
+/// How many times as long as on an ordinary machine everything may take, from 1 to 99: `PODLANE_TEST_SLOW`, for one that is
+/// emulated. Waits are for conditions, so more of it makes no run longer that passes.
+///
+/// # Panics
+/// If the variable is none of these numbers.
+pub fn slowness() -> u32 {
+    static SLOWNESS: OnceLock<u32> = OnceLock::new();
+    *SLOWNESS.get_or_init(|| match std::env::var("PODLANE_TEST_SLOW") {
+        Ok(text) => match text.parse() {
+            Ok(times) if (1..=99).contains(&times) => times,
+            _ => panic!("PODLANE_TEST_SLOW is a number from 1 to 99, not '{text}'"),
+        },
+        Err(_) => 1,
+    })
+}
+
+/// Waits until `condition` gives a value, `deadline` times [`slowness`] at most; `what` says what is waited for.
 pub fn wait_for<T>(what: &str, deadline: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = deadline * slowness();
     let start = Instant::now();
     loop {
         if let Some(value) = condition()? {
@@ -187,6 +205,7 @@ impl Background {
     }
 
     fn event(&mut self, wanted: &str, deadline: Duration) -> Result<Value> {
+        let deadline = deadline * slowness();
         let end = Instant::now() + deadline;
         loop {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {

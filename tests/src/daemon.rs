@@ -64,6 +64,26 @@ pub fn pins(instance: &str) -> PathBuf {
     Path::new(PINS).join(instance)
 }
 
+/// Whether this Podlane leaves to the kernel what the kernel translates: then it has a reason of that name.
+///
+/// # Errors
+/// If it cannot be asked.
+pub fn keeps_translated() -> Result<bool> {
+    let mut explain = Command::new(binary()?);
+    Ok(command::output(explain.args(["explain", "translated"]), Duration::from_secs(10))?.status.success())
+}
+
+/// Memory that a process has resident, bytes.
+///
+/// # Errors
+/// If it is gone.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS")?;
+    Ok(kibibytes * 1024)
+}
+
 /// Asks a daemon how it is.
 ///
 /// # Errors

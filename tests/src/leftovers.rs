@@ -50,6 +50,30 @@ fn file(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
 
+/// What a container runtime in a node of an instance is called, wherever it needs a name.
+pub fn runtime_name(instance: &str, node: impl std::fmt::Display) -> String {
+    format!("podlane-runtime-{instance}-node{node}")
+}
+
+/// The cgroups that a container runtime of this name has made, in every hierarchy.
+pub fn cgroups_of(runtime: &str) -> Vec<PathBuf> {
+    const ROOT: &str = "/sys/fs/cgroup";
+    let hierarchies = fs::read_dir(ROOT).into_iter().flatten().flatten().map(|entry| entry.path());
+    let all = hierarchies.chain([PathBuf::from(ROOT)]);
+    all.map(|hierarchy| hierarchy.join(runtime)).filter(|path| path.is_dir()).collect()
+}
+
+/// Removes them; the processes in them are gone.
+pub fn remove_cgroups(runtime: &str) {
+    for cgroup in cgroups_of(runtime) {
+        let inner = fs::read_dir(&cgroup).into_iter().flatten().flatten();
+        for container in inner.filter(|entry| entry.path().is_dir()) {
+            let _ = fs::remove_dir(container.path());
+        }
+        let _ = fs::remove_dir(cgroup);
+    }
+}
+
 /// Says that this process owns an instance.
 ///
 /// # Errors
@@ -76,6 +100,14 @@ pub fn release(name: &str) {
     for socket in fs::read_dir(crate::daemon::SOCKETS).into_iter().flatten().flatten() {
         if socket.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
             let _ = fs::remove_file(socket.path());
+        }
+    }
+    for place in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let place_name = place.file_name().to_string_lossy().into_owned();
+        if place_name.starts_with(&runtime_name(name, "")) {
+            remove_cgroups(place_name.trim_end_matches(".log"));
+            // A mount point or a log; what was mounted there went with its processes.
+            let _ = fs::remove_dir(place.path()).or_else(|_| fs::remove_file(place.path()));
         }
     }
     OWN.lock().expect("no holder panics").names.remove(name);

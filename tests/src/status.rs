@@ -70,6 +70,8 @@ pub struct Port {
     pub repeated: u64,
     pub repeated_bytes: u64,
     pub passed: ByReason,
+    pub guarded: ByReason,
+    pub source_guard: Option<SourceGuard>,
     pub socket_drops: BTreeMap<String, u64>,
     pub worker_rx: u64,
     pub forwarded: u64,
@@ -77,6 +79,16 @@ pub struct Port {
     pub kernel: ByReason,
     pub dropped: ByReason,
     pub tx_packets: u64,
+}
+
+/// What a pod may send from.
+#[derive(Clone, Debug, Deserialize)]
+#[expect(missing_docs, reason = "the names are the schema's")]
+pub struct SourceGuard {
+    pub active: bool,
+    pub why: String,
+    pub addresses: Vec<String>,
+    pub refused: Vec<String>,
 }
 
 /// An interface that Podlane leaves alone.
@@ -92,6 +104,7 @@ pub struct Refused {
 #[expect(missing_docs, reason = "the names are the schema's")]
 pub struct Umem {
     pub frames: u64,
+    pub chunk_bytes: u64,
     pub free: u64,
     pub fill: u64,
     pub rx: u64,
@@ -118,8 +131,8 @@ impl Status {
         for port in &self.ports {
             let name = &port.name;
             let drops: u64 = port.socket_drops.values().sum();
-            let outcomes = port.passed.total + port.steered + port.repeated;
-            equal(format!("{name}: rx_packets = passed + steered + repeated"), port.rx_packets, outcomes);
+            let outcomes = port.passed.total + port.guarded.total + port.steered + port.repeated;
+            equal(format!("{name}: rx_packets = passed + guarded + steered + repeated"), port.rx_packets, outcomes);
             equal(format!("{name}: steered = worker_rx + socket_drops"), port.steered, port.worker_rx + drops);
             let outcomes = port.forwarded + port.kernel.total + port.dropped.total;
             equal(format!("{name}: worker_rx = forwarded + kernel + dropped"), port.worker_rx, outcomes);
@@ -172,6 +185,8 @@ mod tests {
                 repeated: 2,
                 repeated_bytes: 200,
                 passed: ByReason { total: 3, by_reason: BTreeMap::from([("not_ip".into(), 3)]) },
+                guarded: none(),
+                source_guard: None,
                 socket_drops: BTreeMap::from([("rx_ring_full".into(), 1)]),
                 worker_rx: 6,
                 forwarded: 6,
@@ -181,7 +196,17 @@ mod tests {
                 tx_packets: 0,
             }],
             refused: vec![],
-            umem: Umem { frames: 9, free: 4, fill: 1, rx: 1, worker: 1, handoff: 1, tx: 1, sum_ok: true },
+            umem: Umem {
+                frames: 9,
+                chunk_bytes: 4096,
+                free: 4,
+                fill: 1,
+                rx: 1,
+                worker: 1,
+                handoff: 1,
+                tx: 1,
+                sum_ok: true,
+            },
             accounts_balance: true,
         }
     }

@@ -89,6 +89,9 @@ pub struct Shape {
     pub uplink_checksum_offload: bool,
     /// Whether pods' traffic to the outside is masqueraded; if not, the outside has a route back.
     pub masquerade: bool,
+    /// Whether the nodes' conntrack judges the windows of TCP connections, as it does by default. Then a connection whose first
+    /// packet met a worker that a busy machine did not let run is the kernel's for good.
+    pub strict_conntrack: bool,
     /// `--workers` of the daemons; `None` leaves it to them.
     pub workers: Option<usize>,
     /// `--local-mtu` of the daemons.
@@ -97,6 +100,27 @@ pub struct Shape {
     pub big_tcp: Option<usize>,
     /// Whether daemons are started before the first case, on the path `af_xdp`.
     pub daemons: bool,
+}
+
+impl Shape {
+    /// Two nodes of three pods, nothing about them special.
+    pub const PLAIN: Shape = Shape {
+        name: "plain",
+        nodes: 2,
+        pods: 3,
+        mtu: 1500,
+        uplink_mtu: 1500,
+        queues: 1,
+        uplink_queues: 1,
+        pods_checksum_offload: true,
+        uplink_checksum_offload: true,
+        masquerade: true,
+        strict_conntrack: false,
+        workers: None,
+        local_mtu: None,
+        big_tcp: None,
+        daemons: true,
+    };
 }
 
 /// A testbed that is up; removed when dropped.
@@ -170,6 +194,12 @@ impl Testbed {
         routers.push(self.fabric().to_owned());
         for place in &routers {
             self.sh(place, "echo 0 >/proc/sys/net/ipv4/icmp_ratelimit; echo 0 >/proc/sys/net/ipv6/icmp/ratelimit")?;
+        }
+        if !self.shape.strict_conntrack {
+            let liberal = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+            for node in 1..=self.shape.nodes {
+                self.sh(&format!("node{node}"), &format!("! test -e {liberal} || echo 1 >{liberal}"))?;
+            }
         }
         if !self.shape.uplink_checksum_offload {
             for node in 1..=self.shape.nodes {

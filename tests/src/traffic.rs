@@ -64,6 +64,10 @@ impl Datagrams {
     pub fn steady(size: usize, pace_us: u64) -> Datagrams {
         Datagrams { sizes: vec![size], count: None, window: 0, pace_us, gso: None }
     }
+
+    fn sizes_text(&self) -> String {
+        self.sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// What the receiver of datagrams counted.
@@ -112,6 +116,12 @@ impl Received {
         ensure!(harm == 0 && self.received > 0, "datagrams were changed, repeated or not seen at all: {self:?}");
         Ok(())
     }
+}
+
+/// The receiver of a flow whose sender is still to come.
+pub struct Receiver {
+    process: Background,
+    flow: String,
 }
 
 /// A flow of datagrams that is under way.
@@ -232,23 +242,40 @@ impl Testbed {
     /// # Errors
     /// If it cannot be started.
     pub fn start_udp(&self, way: &Way, datagrams: &Datagrams) -> Result<Flow> {
+        let receiver = self.udp_receiver(&way.to, way.address, datagrams)?;
+        self.udp_sender(way, receiver, datagrams, &[])
+    }
+
+    /// Starts the receiver of a flow at a place, on one of its addresses or, before it has any, on all.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn udp_receiver(&self, place: &str, bind: IpAddr, datagrams: &Datagrams) -> Result<Receiver> {
         let flow = new_flow().to_string();
-        let sizes = datagrams.sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
-        let mut receive = self.probe(&way.to);
-        let bind = SocketAddr::new(way.address, 0).to_string();
-        receive.args(["--deadline-s", "120", "udp-receive", "--bind", &bind, "--flow", &flow, "--sizes", &sizes]);
-        let receiver = Background::start_ready(&mut receive)?;
+        let mut receive = self.probe(place);
+        let bind = SocketAddr::new(bind, 0).to_string();
+        receive.args(["--deadline-s", "120", "udp-receive", "--bind", &bind, "--flow", &flow]);
+        let process = Background::start_ready(receive.args(["--sizes", &datagrams.sizes_text()]))?;
+        Ok(Receiver { process, flow })
+    }
+
+    /// Starts the sender of a flow, with further options.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn udp_sender(&self, way: &Way, to: Receiver, datagrams: &Datagrams, options: &[&str]) -> Result<Flow> {
         let mut send = self.probe(&way.from);
-        let to = SocketAddr::new(way.address, receiver.port()?).to_string();
-        send.args(["--deadline-s", "120", "udp-send", "--to", &to, "--flow", &flow, "--sizes", &sizes]);
-        send.args(["--window", &datagrams.window.to_string(), "--pace-us", &datagrams.pace_us.to_string()]);
+        let address = SocketAddr::new(way.address, to.process.port()?).to_string();
+        send.args(["--deadline-s", "120", "udp-send", "--to", &address, "--flow", &to.flow]);
+        send.args(["--sizes", &datagrams.sizes_text(), "--window", &datagrams.window.to_string()]);
+        send.args(["--pace-us", &datagrams.pace_us.to_string()]).args(options);
         if let Some(count) = datagrams.count {
             send.args(["--count", &count.to_string()]);
         }
         if let Some(bytes) = datagrams.gso {
             send.args(["--gso", &bytes.to_string()]);
         }
-        Ok(Flow { sender: Background::start(&mut send)?, receiver, way: way.clone() })
+        Ok(Flow { sender: Background::start(&mut send)?, receiver: to.process, way: way.clone() })
     }
 
     /// Sends datagrams to their end.
@@ -264,13 +291,27 @@ impl Testbed {
     /// # Errors
     /// If not every byte arrives as it was sent. Gives the address that the server saw.
     pub fn tcp(&self, way: &Way, forth: u64, back: u64) -> Result<IpAddr> {
+        self.tcp_through(way, 0, None, [forth, back])
+    }
+
+    /// The same to a port that the server is told, by way of another address that leads to it.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn tcp_through(
+        &self,
+        way: &Way,
+        port: u16,
+        through: Option<SocketAddr>,
+        [forth, back]: [u64; 2],
+    ) -> Result<IpAddr> {
         let flow = new_flow().to_string();
         let mut serve = self.probe(&way.to);
-        let bind = SocketAddr::new(way.address, 0).to_string();
+        let bind = SocketAddr::new(way.address, port).to_string();
         serve.args(["tcp-serve", "--bind", &bind, "--flow", &flow]);
         serve.args(["--send", &back.to_string(), "--receive", &forth.to_string()]);
         let server = Background::start_ready(&mut serve)?;
-        let to = SocketAddr::new(way.address, server.port()?).to_string();
+        let to = through.unwrap_or(SocketAddr::new(way.address, server.port()?)).to_string();
         let mut connect = self.probe(&way.from);
         connect.args(["tcp-connect", "--to", &to, "--flow", &flow]);
         connect.args(["--send", &forth.to_string(), "--receive", &back.to_string()]);

@@ -39,12 +39,12 @@ pub enum Step {
     Gateway,
     /// The pod has its addresses.
     Addresses,
-    /// And its routes.
-    Routes,
     /// The bridge forwards to it.
     Ready,
     /// The neighbours know.
     Announce,
+    /// The pod has its routes.
+    Routes,
     /// The reservation is on the disk.
     Persist,
     /// The runtime has the result.
@@ -62,9 +62,9 @@ impl Step {
         Step::Delegate,
         Step::Gateway,
         Step::Addresses,
-        Step::Routes,
         Step::Ready,
         Step::Announce,
+        Step::Routes,
         Step::Persist,
         Step::Print,
     ];
@@ -229,19 +229,24 @@ impl<'a> Attempt<'a> {
         }
         (self.fault)(Step::Gateway)?;
         for ip in &outcome.ips {
-            self.pod.add_address(pod_index, ip.address)?;
+            self.pod.add_address_alone(pod_index, ip.address)?;
         }
         (self.fault)(Step::Addresses)?;
+        let host = self.host.wait_until_ready(&self.host_name)?;
+        let pod = self.pod.wait_until_ready(&call.interface)?;
+        let bridge = self.host.find(&config.bridge)?.unwrap_or_else(|| bridge.clone());
+        self.pod.wait_until_heard(pod_index)?;
+        (self.fault)(Step::Ready)?;
+        self.pod.announce(&pod)?;
+        (self.fault)(Step::Announce)?;
+        // From here on the pod can send, and the bridge forwards: whoever waits there for a route loses nothing.
+        for ip in &outcome.ips {
+            self.pod.add_network(pod_index, ip.address)?;
+        }
         for route in &outcome.routes {
             self.pod.add_route(pod_index, route, gateway_of(route, &outcome.ips))?;
         }
         (self.fault)(Step::Routes)?;
-        let host = self.host.wait_until_ready(&self.host_name)?;
-        let pod = self.pod.wait_until_ready(&call.interface)?;
-        let bridge = self.host.find(&config.bridge)?.unwrap_or_else(|| bridge.clone());
-        (self.fault)(Step::Ready)?;
-        self.pod.announce(&pod)?;
-        (self.fault)(Step::Announce)?;
         let interface = |link: &Link, sandbox: &str| Interface {
             name: link.name.clone(),
             mac: link.mac.to_string(),

@@ -24,7 +24,7 @@ const MOST_ANSWER: u64 = 4096;
 /// Looks.
 ///
 /// # Errors
-/// Code 50: ADD would fail, and why; the IPAM plugin's own.
+/// Code 50: ADD would fail, and why; 51: so it would, or the pods that are there are cut off; the IPAM plugin's own.
 pub fn status(call: &Call, config: &Config) -> Result<(), Failure> {
     if config.version < Version::V1_1_0 {
         return Err(super::no_such_command("STATUS", config.version));
@@ -38,11 +38,8 @@ pub fn status(call: &Call, config: &Config) -> Result<(), Failure> {
             Store::open(&config.data).and_then(|store| store.has_room(&plan)).map_err(unavailable)?;
         }
     }
-    let bridge = Links::open().and_then(|mut links| Ok(links.find(&config.bridge)?)).map_err(unavailable)?;
-    if bridge.is_some_and(|bridge| bridge.kind != "bridge") {
-        let message = format!("\"bridge\": {} exists and is no bridge; name another, or remove it", config.bridge);
-        return Err(Failure::new(code::NOT_AVAILABLE, message));
-    }
+    judge_bridge(config)
+        .map_err(|failure| if failure.code == code::LIMITED { failure } else { unavailable(failure) })?;
     let Err(why) = ask_daemon(&config.control_socket) else { return Ok(()) };
     let message = format!("Podlane's daemon does not answer at {} ({why})", config.control_socket.display());
     if config.require_daemon {
@@ -51,6 +48,26 @@ pub fn status(call: &Call, config: &Config) -> Result<(), Failure> {
     }
     eprintln!("podlane-cni: {message}: pods are connected, and the kernel forwards for them until it runs");
     Ok(())
+}
+
+/// One that is missing is made by the first ADD. Pods that were connected before it went stay without it: the runtime has to hear
+/// of that, and not to add others beside them.
+fn judge_bridge(config: &Config) -> Result<(), Failure> {
+    let bridge = Links::open().and_then(|mut links| Ok(links.find(&config.bridge)?))?;
+    let what = match bridge {
+        Some(bridge) if bridge.kind == "bridge" => return Ok(()),
+        Some(_) => "exists and is no bridge; name another, or remove it",
+        None => "is gone",
+    };
+    let cut_off = Store::open(&config.data)?.of_network(&config.name)?.len();
+    match cut_off {
+        0 if what == "is gone" => Ok(()),
+        0 => Err(Failure::new(code::NOT_AVAILABLE, format!("\"bridge\": {} {what}", config.bridge))),
+        pods => {
+            let message = format!("\"bridge\": {} {what}; pods that were connected to it: {pods}", config.bridge);
+            Err(Failure::new(code::LIMITED, message).with_details("they are cut off: recreate them, DEL and ADD"))
+        }
+    }
 }
 
 /// Asks the daemon whether it is there.

@@ -38,7 +38,9 @@ use crate::protocol::result::Route;
 
 /// How long a member of the bridge may take to forward, and an interface to be ready: the kernel does that in the
 /// background.
-const READY: Duration = Duration::from_secs(5);
+const READY: Duration = Duration::from_secs(20);
+/// Priority of an IPv6 address's own network (`IP6_RT_PRIO_ADDRCONF`, `include/net/ip6_route.h`).
+const NETWORK_PRIORITY: u32 = 256;
 /// How often is looked.
 const TICK: Duration = Duration::from_micros(200);
 
@@ -250,6 +252,9 @@ impl Links {
     /// advertisements), which it does when a MAC address is set and `arp_notify` and `ndisc_notify` are on. A packet socket
     /// could tell them as well, but the kernel waits for all CPUs when one is closed.
     ///
+    /// It also forgets whom the interface knows, with the packets that wait for an answer (`neigh_changeaddr`): so this comes
+    /// before there is a route by which a pod could send.
+    ///
     /// # Errors
     /// If the kernel refuses.
     pub fn announce(&mut self, link: &Link) -> Result<(), NetlinkError> {
@@ -276,21 +281,98 @@ impl Links {
     /// # Errors
     /// If the kernel refuses.
     pub fn add_address(&mut self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+        let no_question = if address.addr().is_ipv6() { AddressFlags::Nodad } else { AddressFlags::empty() };
+        self.new_address(index, address, no_question)
+    }
+
+    /// Gives a pod's interface an address, without a route to the address's network, which [`Links::add_network`] adds: until
+    /// then nobody can send. Where `accept_dad` is 0 nobody is asked either, but the address shows when the kernel is done
+    /// with it ([`Links::wait_until_heard`]).
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn add_address_alone(&mut self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+        self.new_address(index, address, AddressFlags::Noprefixroute)
+    }
+
+    /// Waits until an interface hears who asks for its IPv6 addresses: the kernel joins their groups in the background, and
+    /// until then they are tentative.
+    ///
+    /// # Errors
+    /// Code 11: it takes longer than it may; 100: the kernel does not answer.
+    pub fn wait_until_heard(&mut self, index: u32) -> Result<(), Failure> {
+        /// `IFA_F_TENTATIVE` (`linux/if_addr.h`).
+        const TENTATIVE: u8 = 0x40;
+        let begin = Instant::now();
+        loop {
+            let mut message = AddressMessage::default();
+            message.header.family = AddressFamily::Inet6;
+            message.header.index = index;
+            let mut waits = false;
+            self.requests.dump(RouteNetlinkMessage::GetAddress(message), "show addresses", |_, payload| {
+                // Kernels before 5.0 tell all of them in any case.
+                let is_its = payload.get(4..8) == Some(&index.to_ne_bytes()[..]);
+                waits |= is_its && payload.get(2).is_some_and(|flags| flags & TENTATIVE != 0);
+            })?;
+            if !waits {
+                return Ok(());
+            }
+            if begin.elapsed() > READY {
+                let message = format!("the pod's IPv6 addresses were not ready within {} s", READY.as_secs());
+                let details = "is net.ipv6.conf.all.accept_dad on in the pod's network namespace?";
+                return Err(Failure::new(code::TRY_AGAIN, message).with_details(details));
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    fn new_address(&mut self, index: u32, address: IpNet, flags: AddressFlags) -> Result<(), NetlinkError> {
         let mut message = AddressMessage::default();
         message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
         message.header.index = index;
         message.header.scope = AddressScope::Universe;
         message.attributes = vec![AddressAttribute::Local(address.addr()), AddressAttribute::Address(address.addr())];
-        match address.broadcast() {
-            IpAddr::V4(broadcast) => message.attributes.push(AddressAttribute::Broadcast(broadcast)),
-            IpAddr::V6(_) => {
-                message.header.flags = AddressHeaderFlags::Nodad;
-                message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-            }
+        if let IpAddr::V4(broadcast) = address.broadcast() {
+            message.attributes.push(AddressAttribute::Broadcast(broadcast));
+        }
+        if flags.contains(AddressFlags::Nodad) {
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+        if !flags.is_empty() {
+            message.attributes.push(AddressAttribute::Flags(flags));
         }
         let action = format!("give interface {index} the address {address}");
         match self.requests.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, &action) {
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+            answer => answer,
+        }
+    }
+
+    /// Adds the route to the network of an address, as the kernel itself would have made it.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn add_network(&mut self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+        if address.prefix_len() == address.max_prefix_len() {
+            return Ok(());
+        }
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address.addr());
+        message.header.destination_prefix_length = address.prefix_len();
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Kernel;
+        message.header.kind = RouteType::Unicast;
+        message.attributes = vec![RouteAttribute::Destination(address.network().into()), RouteAttribute::Oif(index)];
+        match address.addr() {
+            IpAddr::V4(own) => {
+                message.header.scope = RouteScope::Link;
+                message.attributes.push(RouteAttribute::PrefSource(own.into()));
+            }
+            IpAddr::V6(_) => message.attributes.push(RouteAttribute::Priority(NETWORK_PRIORITY)),
+        }
+        let action = format!("add the route to {}", address.trunc());
+        match self.requests.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL, &action) {
             Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
             answer => answer,
         }

@@ -35,6 +35,8 @@ pub mod code {
     pub const TRY_AGAIN: u32 = 11;
     /// Of STATUS: pods cannot be added.
     pub const NOT_AVAILABLE: u32 = 50;
+    /// Of STATUS: the same, and those that are there may be cut off.
+    pub const LIMITED: u32 = 51;
     /// The kernel refused.
     pub const KERNEL: u32 = 100;
     /// Of CHECK: something is not as ADD left it.

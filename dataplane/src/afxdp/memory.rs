@@ -26,6 +26,8 @@ pub struct MemoryQueue {
     pub tx_room: usize,
     /// While set, [`QueueIo::kick`] sends nothing, like a device that is down.
     pub stuck: bool,
+    /// While set, packets leave without being kept in `sent`, and without an allocation.
+    pub discard: bool,
     /// What [`QueueIo::poll_fd`] gives: the reading end of a pipe, say.
     pub readable: Option<OwnedFd>,
     metadata: bool,
@@ -45,6 +47,7 @@ impl MemoryQueue {
             sent: Vec::new(),
             tx_room: 2048,
             stuck: false,
+            discard: false,
             readable: None,
             metadata,
         }
@@ -132,10 +135,12 @@ impl QueueIo for MemoryQueue {
         {
             let (frame, offset) = self.umem.take_back(address, self.number).expect("the TX ring holds our frames");
             let piece = Piece { frame, offset, bytes, more, metadata };
-            packet.extend_from_slice(self.memory.bytes(&piece));
+            if !self.discard {
+                packet.extend_from_slice(self.memory.bytes(&piece));
+            }
             checksum |= metadata;
             self.completed.push_back(self.umem.give(piece.frame, self.number));
-            if !more {
+            if !more && !self.discard {
                 self.sent.push((std::mem::take(&mut packet), std::mem::take(&mut checksum)));
             }
         }

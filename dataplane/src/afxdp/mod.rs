@@ -1,4 +1,4 @@
-//! AF_XDP: one UMEM, its rings, and the sockets that share it.
+//! AF_XDP: one memory, its rings, and the sockets that share it.
 //!
 //! This is the only module of the crate that talks to the kernel and the only one with `unsafe` code. Its safety rests on
 //! one idea, **frame ownership by token**: every chunk of the UMEM is represented by exactly one [`Frame`] value, which
@@ -6,6 +6,9 @@
 //! or TX ring gives it to the kernel; the kernel gives it back through the RX or completion ring. So two threads, or a
 //! thread and the kernel, never touch the same bytes at once, and at any time each frame is in exactly one place:
 //! a free list, a fill ring, an RX ring, a worker's hands, a hand-off ring, a TX ring, a completion ring.
+//!
+//! The kernel knows the memory as several UMEMs: one of all copy-mode sockets, and one for each interface whose driver has
+//! zero-copy. They are the same pages, so a frame moves between them by its address, and the token does not change.
 //!
 //! A worker sees a socket only through the [`QueueIo`] trait, statically dispatched, so that other implementations (one
 //! in memory for tests among them) can stand in its place.
@@ -19,8 +22,12 @@
 use std::os::fd::BorrowedFd;
 
 pub mod clock;
+#[cfg(any(test, feature = "bench"))]
+pub mod conformance;
 mod heartbeat;
 mod memory;
+#[cfg(feature = "bench")]
+mod plain;
 mod priority;
 mod ring;
 mod shared;
@@ -32,9 +39,13 @@ mod wait;
 
 pub use heartbeat::{Heartbeat, Heartbeats};
 pub use memory::MemoryQueue;
+#[cfg(feature = "bench")]
+pub use plain::plain_ring;
 pub use priority::{PRIORITY_STEPS, raise_priority};
+#[cfg(feature = "bench")]
+pub use ring::{Consumer, Producer};
 pub use shared::SharedWords;
-pub use socket::{BindError, BindOptions, Socket, SocketHandle, SocketStatistics, XskMode};
+pub use socket::{BindError, BindOptions, CloseError, Socket, SocketHandle, SocketStatistics, XskMode};
 pub use umem::{ClosedSocket, Frame, FrameMemory, Umem, UmemError};
 pub use wait::{Slept, Waiter, Waker};
 

@@ -7,6 +7,7 @@
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use super::sys::Mapping;
 use crate::sync::{AtomicU32, Cell, Ordering};
@@ -20,7 +21,7 @@ struct Shared<T> {
     entries: NonNull<Cell<T>>,
     mask: u32,
     /// Keeps the memory mapped. `None` only in tests over plain memory.
-    _mapping: Option<Mapping>,
+    _mapping: Option<Arc<Mapping>>,
     _entries: PhantomData<T>,
 }
 
@@ -30,7 +31,7 @@ unsafe impl<T: Send> Send for Shared<T> {}
 
 impl<T: Copy> Shared<T> {
     /// Interprets a mapping made by `mmap` of a ring of `size` entries by the offsets that the kernel gave.
-    fn new(mapping: Mapping, offsets: &libc::xdp_ring_offset, size: u32) -> Self {
+    fn new(mapping: Arc<Mapping>, offsets: &libc::xdp_ring_offset, size: u32) -> Self {
         assert!(size.is_power_of_two());
         let end = offsets.desc as usize + size as usize * std::mem::size_of::<Cell<T>>();
         assert!(end <= mapping.bytes(), "the ring's entries lie inside of its mapping");
@@ -88,9 +89,9 @@ pub struct Producer<T> {
 }
 
 impl<T: Copy> Producer<T> {
-    /// Over a ring that was just mapped.
-    pub fn new(mapping: Mapping, offsets: &libc::xdp_ring_offset, size: u32) -> Self {
-        Self::over(Shared::new(mapping, offsets, size))
+    /// Over a mapped ring.
+    pub fn new(mapping: impl Into<Arc<Mapping>>, offsets: &libc::xdp_ring_offset, size: u32) -> Self {
+        Self::over(Shared::new(mapping.into(), offsets, size))
     }
 
     fn over(shared: Shared<T>) -> Self {
@@ -152,9 +153,9 @@ pub struct Consumer<T> {
 }
 
 impl<T: Copy> Consumer<T> {
-    /// Over a ring that was just mapped.
-    pub fn new(mapping: Mapping, offsets: &libc::xdp_ring_offset, size: u32) -> Self {
-        Self::over(Shared::new(mapping, offsets, size))
+    /// Over a mapped ring.
+    pub fn new(mapping: impl Into<Arc<Mapping>>, offsets: &libc::xdp_ring_offset, size: u32) -> Self {
+        Self::over(Shared::new(mapping.into(), offsets, size))
     }
 
     fn over(shared: Shared<T>) -> Self {

@@ -24,6 +24,10 @@ const TX_BUDGET: u32 = 256;
 const SEND_BUFFER_BYTES: libc::c_int = 8 << 20;
 /// Transmit calls that one kick makes without progress before it leaves the rest for the next round.
 const IDLE_KICKS: u32 = 2;
+/// How often a queue is looked at for its driver to let go of a closed zero-copy socket's memory.
+const RELEASE_ATTEMPTS: u32 = 250;
+/// The pause in between.
+const RELEASE_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
 
 /// What to ask of the kernel at bind.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +80,13 @@ impl BindError {
     pub fn is_busy(&self) -> bool {
         self.source.raw_os_error() == Some(libc::EBUSY)
     }
+
+    /// Whether it is the driver that says no, so that copy mode may do: not for want of privileges or memory, nor because
+    /// the queue is taken or the interface down or gone.
+    pub fn is_the_drivers(&self) -> bool {
+        let others = [libc::EBUSY, libc::EPERM, libc::ENETDOWN, libc::ENODEV];
+        self.source.raw_os_error().is_none_or(|error| !others.contains(&error))
+    }
 }
 
 /// A descriptor of the socket for those who do not move frames: to put it into an XSKMAP, to read its statistics, and to
@@ -125,6 +136,8 @@ pub struct Socket {
     fd: Arc<OwnedFd>,
     /// The socket that transmits.
     tx_fd: OwnedFd,
+    /// Interface and queue.
+    place: (u32, u32),
     /// Our number for it, below `u16::MAX`; unique among the open sockets of the UMEM.
     number: u16,
     umem: Umem,
@@ -170,6 +183,47 @@ impl Socket {
         Self::assemble(fd, ifindex, queue, number, umem, mode, rings)
     }
 
+    /// Binds a socket whose frames the driver itself reads and writes. The first of an interface registers `umem` once
+    /// more, as a UMEM of that interface's own; the others share it by naming the first (`share`).
+    ///
+    /// The kernel has all sockets of one UMEM in one mode, so the memory that copy-mode sockets use is registered again.
+    /// What counts for ownership is the token: a frame is an address in the same pages for both, and goes from one to the
+    /// other without being copied. A UMEM for each interface needs no anchor: it goes with the interface.
+    ///
+    /// # Errors
+    /// [`BindError::is_the_drivers`] if the driver cannot do it.
+    pub fn bind_zero_copy(
+        umem: &Umem,
+        share: Option<(&SocketHandle, XskMode)>,
+        ifindex: u32,
+        queue: u32,
+        number: u16,
+    ) -> Result<Self, BindError> {
+        if let Some((first, mode)) = share {
+            return Self::bind_shared(umem, first, mode, ifindex, queue, number);
+        }
+        let flags = libc::XDP_ZEROCOPY | libc::XDP_USE_NEED_WAKEUP;
+        match Self::bind_first_zero_copy(umem, flags | sys::XDP_USE_SG, ifindex, queue, number) {
+            // Kernels before 6.6 do not know the flag, and some drivers have zero-copy for frames of one piece only.
+            Err(error) if matches!(error.source.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                Self::bind_first_zero_copy(umem, flags, ifindex, queue, number)
+            }
+            bound => bound,
+        }
+    }
+
+    fn bind_first_zero_copy(umem: &Umem, flags: u16, ifindex: u32, queue: u32, number: u16) -> Result<Self, BindError> {
+        let fd = new_fd(ifindex, queue)?;
+        let explain = |(what, source)| BindError::new(what, ifindex, queue, source);
+        // Few drivers finish checksums for AF_XDP; a worker does it before the packet gets here.
+        register(umem, fd.as_fd(), false).map_err(|source| explain(("registering the UMEM for zero-copy", source)))?;
+        let rings = ReceiveRings::new(fd.as_fd()).map_err(explain)?;
+        bind(fd.as_fd(), ifindex, queue, flags, None).map_err(|source| explain(("zero-copy bind", source)))?;
+        let multi_buffer = flags & sys::XDP_USE_SG != 0;
+        let mode = XskMode { zero_copy: true, multi_buffer, checksum_metadata: false };
+        Self::assemble(fd, ifindex, queue, number, umem, mode, rings)
+    }
+
     /// Binds another socket that shares the anchor's memory and mode.
     pub fn bind_shared(
         umem: &Umem,
@@ -207,6 +261,7 @@ impl Socket {
         Ok(Socket {
             fd: Arc::new(fd),
             tx_fd,
+            place: (ifindex, queue),
             number,
             umem: umem.clone(),
             mode,
@@ -238,19 +293,61 @@ impl Socket {
         SocketHandle { fd: Arc::clone(&self.fd) }
     }
 
-    /// Closes the socket, which must be the last that holds it open: returns it if a [`SocketHandle`] still exists.
-    /// Waits for the kernel's receive path, some milliseconds: not for a worker thread.
+    /// Closes the socket, which must be the last that holds it open. Waits for the kernel's receive path, some
+    /// milliseconds, and with zero-copy until the driver has let go of the memory: not for a worker thread.
     ///
     /// The proof that is returned gets the frames back ([`Umem::reclaim`]).
-    #[allow(clippy::result_large_err)]
-    pub fn close(self) -> Result<ClosedSocket, Self> {
+    ///
+    /// # Errors
+    /// [`CloseError`]; the frames must not be used again then.
+    pub fn close(self) -> Result<ClosedSocket, CloseError> {
         if Arc::strong_count(&self.fd) > 1 {
-            return Err(self);
+            return Err(CloseError::Held);
         }
-        let number = self.number;
+        let (number, zero_copy, (ifindex, queue)) = (self.number, self.mode.zero_copy, self.place);
         drop(self);
+        if zero_copy && !driver_let_go(ifindex, queue) {
+            return Err(CloseError::NotReleased);
+        }
         Ok(ClosedSocket(number))
     }
+}
+
+/// A socket's frames cannot be had back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CloseError {
+    /// A [`SocketHandle`] exists.
+    #[error("a handle of it is still held")]
+    Held,
+    /// The driver may still write to its frames.
+    #[error("the driver has not let go of its memory")]
+    NotReleased,
+}
+
+/// Waits until the driver of a queue has given up the memory of a zero-copy socket that was closed, half a second at most.
+///
+/// Closing leaves that to a work queue (`xp_put_pool`, `net/xdp/xsk_buff_pool.c`), and until it has run the card may write
+/// to frames in its fill ring. The queue is taken for so long, and the kernel frees it as the last step (`xp_clear_dev`):
+/// so a bind that is not `EBUSY` shows that it is over. With the interface gone the kernel did it at once.
+fn driver_let_go(ifindex: u32, queue: u32) -> bool {
+    for _ in 0..RELEASE_ATTEMPTS {
+        match probe_queue(ifindex, queue) {
+            Ok(()) => return true,
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return true,
+            Err(_) => std::thread::sleep(RELEASE_PAUSE),
+        }
+    }
+    false
+}
+
+/// Binds a socket with memory of its own to a queue, in copy mode, which asks nothing of the driver.
+fn probe_queue(ifindex: u32, queue: u32) -> io::Result<()> {
+    let umem = Umem::new(1).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let fd = sys::socket()?;
+    register(&umem, fd.as_fd(), false)?;
+    make_rings(fd.as_fd(), &[libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING, libc::XDP_RX_RING])
+        .map_err(|(_, error)| error)?;
+    bind(fd.as_fd(), ifindex, queue, libc::XDP_COPY, None)
 }
 
 impl QueueIo for Socket {
@@ -350,8 +447,9 @@ impl QueueIo for Socket {
                     Some(libc::EAGAIN | libc::EBUSY | libc::ENOBUFS | libc::EINTR | libc::EINVAL)
                 ),
             };
-            if !again {
-                // The device is down or gone; what is queued waits for it, or for the port's removal.
+            if !again || self.mode.zero_copy {
+                // The device is down or gone; what is queued waits for it, or for the port's removal. A driver with
+                // zero-copy was told and sends in its own time.
                 break;
             }
             idle = if after == before { idle + 1 } else { 0 };

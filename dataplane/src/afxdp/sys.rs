@@ -99,6 +99,8 @@ pub fn receive_wakeup(fd: BorrowedFd<'_>) -> io::Result<()> {
 pub struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
+    /// Whose memory it is, if not ours: dropped in place of removing the mapping.
+    owner: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 // SAFETY: a mapping is only an address range; what is done with it is guarded by its users.
@@ -113,7 +115,7 @@ impl Mapping {
         // SAFETY: the layout is valid and not of size 0: frames and pages have sizes.
         let base = unsafe { std::alloc::alloc_zeroed(Self::plain_layout(bytes)) };
         let base = NonNull::new(base).ok_or_else(|| io::Error::other("no memory"))?;
-        Ok(Mapping { base, bytes })
+        Ok(Mapping { base, bytes, owner: None })
     }
 
     #[cfg(miri)]
@@ -134,6 +136,15 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Memory that another library has mapped and that lives as long as `owner`.
+    ///
+    /// # Safety
+    /// `bytes` bytes from `base` on are mapped for reading and writing while `owner` lives.
+    #[cfg(feature = "bench")]
+    pub unsafe fn foreign(base: NonNull<u8>, bytes: usize, owner: Box<dyn std::any::Any + Send + Sync>) -> Self {
+        Mapping { base, bytes, owner: Some(owner) }
+    }
+
     /// A shared mapping of a file.
     pub fn shared(fd: BorrowedFd<'_>, bytes: usize, offset: u64) -> io::Result<Self> {
         Self::map(bytes, libc::MAP_SHARED | libc::MAP_POPULATE, fd.as_raw_fd(), offset as libc::off_t)
@@ -147,7 +158,7 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned a null address"))?;
-        Ok(Mapping { base, bytes })
+        Ok(Mapping { base, bytes, owner: None })
     }
 
     #[cfg(not(miri))]
@@ -172,6 +183,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.owner.is_some() {
+            return;
+        }
         // SAFETY: this is the memory that `anonymous` made, and nobody uses it after its owner is gone.
         #[cfg(miri)]
         unsafe {

@@ -67,16 +67,13 @@ impl Umem {
         }
         let bytes = frames as usize * limits::CHUNK_SIZE;
         let memory = Mapping::anonymous(bytes).map_err(|source| UmemError::Memory { mib: bytes >> 20, source })?;
+        Ok(Self::of(memory, frames))
+    }
+
+    fn of(memory: Mapping, frames: u32) -> Self {
         let places = (0..frames).map(|_| AtomicU16::new(WITH_WORKERS)).collect();
-        Ok(Umem {
-            inner: Arc::new(Inner {
-                memory,
-                frames,
-                places,
-                taken: AtomicBool::new(false),
-                metadata: AtomicBool::new(false),
-            }),
-        })
+        let taken = AtomicBool::new(false);
+        Umem { inner: Arc::new(Inner { memory, frames, places, taken, metadata: AtomicBool::new(false) }) }
     }
 
     /// How many frames there are.
@@ -107,7 +104,7 @@ impl Umem {
     ///
     /// The kernel gives no frame back from a closed socket's rings, so this is the only way to get them. Closing waits for
     /// the kernel's receive path (`xsk_unbind_dev` → `synchronize_net`, `net/xdp/xsk.c`), and a packet transmitted in copy
-    /// mode was copied before, so no frame is written to afterwards.
+    /// mode was copied before, so no frame is written to afterwards; with zero-copy it waits for the driver besides.
     pub fn reclaim(&self, closed: ClosedSocket, out: &mut Vec<Frame>) {
         let place = closed.0 + 1;
         for (index, slot) in self.inner.places.iter().enumerate() {
@@ -171,6 +168,54 @@ impl Umem {
     }
 }
 
+/// For other implementations of [`super::QueueIo`], whose rings the tokens pass through as numbers.
+#[cfg(feature = "bench")]
+impl Umem {
+    /// A UMEM of `frames` chunks, a power of two, from `base` on, that another library has registered with the kernel.
+    ///
+    /// # Safety
+    /// The chunks are mapped, aligned to [`limits::CHUNK_SIZE`], and touched by nobody else, while `owner` lives.
+    pub unsafe fn over(
+        base: std::ptr::NonNull<u8>,
+        frames: u32,
+        owner: Box<dyn std::any::Any + Send + Sync>,
+    ) -> Result<Self, UmemError> {
+        if !frames.is_power_of_two() {
+            return Err(UmemError::BadFrameCount(frames));
+        }
+        // SAFETY: as the caller promises.
+        let memory = unsafe { Mapping::foreign(base, frames as usize * limits::CHUNK_SIZE, owner) };
+        Ok(Self::of(memory, frames))
+    }
+
+    /// Gives a token to queue `number`: its chunk's address in the UMEM, to be put into a ring.
+    #[inline]
+    pub fn lend(&self, frame: Frame, number: u16) -> u64 {
+        self.give(frame, number)
+    }
+
+    /// The token, and the offset into its chunk, for an address that came out of a ring of queue `number`. `None` for one that
+    /// was not lent to it.
+    ///
+    /// # Safety
+    /// The address has just come out of an RX or completion ring: the kernel does not touch the chunk any more.
+    #[inline]
+    pub unsafe fn return_lent(&self, address: u64, number: u16) -> Option<(Frame, u16)> {
+        self.take_back(address, number)
+    }
+}
+
+#[cfg(feature = "bench")]
+impl ClosedSocket {
+    /// Says that queue `number` is closed.
+    ///
+    /// # Safety
+    /// It is: the kernel touches none of the chunks that were lent to it.
+    pub unsafe fn assume(number: u16) -> Self {
+        ClosedSocket(number)
+    }
+}
+
 /// Proof that a socket was closed; only closing one makes it.
 #[derive(Debug)]
 #[must_use = "the socket's frames are lost until they are reclaimed"]
@@ -230,6 +275,20 @@ impl FrameMemory {
         unsafe { at.cast::<XskTxMetadata>().write(metadata) };
         piece.metadata = true;
         true
+    }
+
+    /// Takes back what [`FrameMemory::request_checksum`] asked for, for a socket that cannot be asked: where the summed
+    /// bytes begin in the packet and, from there, where the checksum field is. `None` if nothing was asked for.
+    pub fn withdraw_request(&self, piece: &mut Piece) -> Option<(u16, u16)> {
+        if !std::mem::take(&mut piece.metadata) {
+            return None;
+        }
+        let metadata_at = usize::from(piece.offset).checked_sub(TX_METADATA_BYTES)?;
+        let (at, _) = self.range(piece.frame.0, metadata_at as u16, TX_METADATA_BYTES as u16);
+        // SAFETY: inside of the chunk, aligned as it was for `request_checksum`, which wrote it and alone sets the mark that
+        // was just taken away; ours by the token.
+        let metadata = unsafe { at.cast::<XskTxMetadata>().read() };
+        Some((metadata.csum_start, metadata.csum_offset))
     }
 
     /// Start and length of a range inside of a chunk.

@@ -63,11 +63,14 @@ reasons! {
         UnknownSource = 26, "unknown_source", "The bridge does not know the sender on this port yet: it learns the address from this frame.";
         TablesChanged = 27, "tables_changed", "The tables changed twice while the frame was being looked at.";
         TablesStale = 28, "tables_stale", "The daemon has stopped following the kernel's tables (hung or stopped), so its own are not trusted.";
+        Translated = 29, "translated", "Of a connection that conntrack translates (a service, a masquerade), or, of TCP, has followed from its start.";
+        Netfilter = 30, "netfilter", "The node has netfilter rules that may drop, hold or change it, and that Podlane would bypass.";
     }
 }
 
 reasons! {
-    /// Why a worker had to drop a frame. Each is an overload or a port that went away, never a policy.
+    /// Why a frame was dropped: by a worker, for an overload or a port that went away, or by the source guard
+    /// ([`super::guard()`]), wherever it stands. The guard's are the last ones; `bpf/reason.h` has them again.
     DropReason {
         TxRingFull = 0, "tx_ring_full", "The egress socket's TX ring was full.";
         HandoffFull = 1, "handoff_full", "The ring to the worker that owns the egress queue was full.";
@@ -76,7 +79,18 @@ reasons! {
         TooManyPieces = 4, "too_many_pieces", "The frame arrived in more pieces than a packet may have.";
         PortBlocked = 5, "port_blocked", "Its ports stopped talking to each other (blocked, isolated, moved) while it was on its way.";
         DaemonEnded = 6, "daemon_ended", "It was with a worker or on the way to one when the daemon ended or closed the port.";
+        ForeignMac = 7, "foreign_mac", "A guarded pod sent it from a MAC address that is not its own.";
+        ForeignAddress = 8, "foreign_address", "A guarded pod sent it from an IP address that is not its own.";
+        FalseNeighbour = 9, "false_neighbour", "A guarded pod spoke in ARP or neighbour discovery for an address that is not its own, or as a router.";
+        HiddenSource = 10, "hidden_source", "A guarded pod hid the sender: behind a VLAN tag, beyond the frame's end, or behind extension headers of a packet that can be neighbour discovery.";
     }
+}
+
+impl DropReason {
+    /// The first one of the source guard; all from here on are.
+    pub const FIRST_OF_GUARD: usize = DropReason::ForeignMac as usize;
+    /// How many the source guard has.
+    pub const OF_GUARD: usize = DropReason::COUNT - DropReason::FIRST_OF_GUARD;
 }
 
 #[cfg(test)]

@@ -111,9 +111,14 @@ pub fn completed_checksum<'a>(
     headers: &Headers,
     location: PartialChecksum,
 ) -> u16 {
+    completed_up_to(pieces, location, headers.l3_bytes as usize + ethernet::HEADER_BYTES)
+}
+
+/// The same for a frame of which `end` bytes count.
+pub fn completed_up_to<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, location: PartialChecksum, end: usize) -> u16 {
     let mut sum = checksum::Sum::new();
     let mut skip = usize::from(location.start);
-    let mut left = (headers.l3_bytes as usize + ethernet::HEADER_BYTES).saturating_sub(skip);
+    let mut left = end.saturating_sub(skip);
     for piece in pieces {
         let bytes = &piece[skip.min(piece.len())..];
         skip -= piece.len() - bytes.len();

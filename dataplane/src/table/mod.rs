@@ -11,6 +11,7 @@
 pub mod cluster;
 pub mod fdb;
 pub mod fib;
+pub mod guard;
 pub mod host;
 pub mod learn;
 pub mod port;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 pub use cluster::Cluster;
 pub use fdb::{Fdb, FdbEntry};
 pub use fib::{Fib, FibKey};
+pub use guard::{Guard, GuardTable};
 pub use host::HostTable;
 pub use port::{Path, Port, PortKind, PortTable};
 pub use snapshot::{Publisher, Reader, channel};
@@ -50,6 +52,8 @@ pub struct Tables {
     pub adjacencies: Arc<Vec<Adjacency>>,
     /// Both ends of a packet must lie in here.
     pub cluster: Arc<Cluster>,
+    /// What guarded ports may send from; a port without an entry is not guarded.
+    pub guards: Arc<GuardTable>,
     /// Whether and how this node routes.
     pub routing: Routing,
     /// Where workers leave copies of frames; `None` while nobody captures.
@@ -65,6 +69,21 @@ pub struct Routing {
     pub ipv6_off: Option<PassReason>,
     /// `Some`: the bridge does something that we do not mirror (VLAN filtering): nothing is bridged by us.
     pub bridge_off: Option<PassReason>,
+    /// What the program in the kernel asks conntrack before it takes a frame.
+    pub translation: Translation,
+}
+
+/// Whether the node translates addresses of connections, so that the kernel's conntrack is asked about each frame. That is
+/// done by the programs in the kernel (`bpf/translated.h`), before a frame reaches an engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Translation {
+    /// It does not.
+    #[default]
+    None,
+    /// It does, and conntrack judges the windows of TCP connections that it knows from their start.
+    Strict,
+    /// It does, and conntrack does not judge windows (sysctl `nf_conntrack_tcp_be_liberal`).
+    Liberal,
 }
 
 /// Where a route leads.

@@ -5,19 +5,48 @@
 //!
 //! A frame in a fill ring cannot be taken out again, so a queue that once filled up and then fell silent keeps its frames.
 //! Therefore half of the frames are put aside for the minimum of every queue that may still come ([`capacity`]), and a queue
-//! gets a fair share of what is left. The loader opens no more queues than that, so none can ever be without frames.
+//! gets a fair share of what is left. The loader opens no more queues than that, so none can ever be without frames. One that
+//! has received nothing yet gets a part of its share only: pods come one after the other, and the first ones would keep shares
+//! of a time when there were few. Where there are many queues, a share is soon used up while a worker waits for its core; a
+//! queue that receives much is lent more, as long as that leaves as much again to spare.
+//!
+//! What lingers on its way out (in the TX ring of a receiver that takes nothing, in the ring to a worker that does not run)
+//! comes out of what is to spare: half of what is put aside may be lent for it, and a part of all frames is never ([`TX_KEEPS`],
+//! [`HANDOFF_KEEPS`]), so that the queues that work go on. One TX ring may hold at most a quarter of what is to spare, so the
+//! first one leaves something to the others, as in the shared memory of a switch (Choudhury and Hahne, 1998). An empty place
+//! takes a single packet in any case, so a receiver that takes what it gets works with nothing to spare as well. Frames are
+//! those of other workers, too, so the least of all workers counts.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
 use crate::afxdp::Frame;
+use crate::limits::{BATCH, HANDOFF_RING};
 
 /// Frames that every queue is granted, whatever the others do.
 pub const MIN_FILL: usize = 32;
 /// Frames that a queue holds for receiving at most.
 pub const MAX_FILL: usize = 2048;
+
+/// The part of the frames to spare that one TX ring may hold: a fourth.
+const TX_PART: usize = 4;
+/// The part of all frames that a ring to another worker may hold: a sixteenth.
+const HANDOFF_PART: usize = 16;
+/// Thirty-seconds of all frames that no queue is granted beyond its minimum.
+/// More than [`TX_KEEPS`], or the packets of queues that were filled well could not be sent.
+const FILL_KEEPS: usize = 5;
+/// Thirty-seconds of all frames that must stay free for what lingers in TX rings.
+const TX_KEEPS: usize = 3;
+/// The same in sixty-fourths for the rings to other workers: less, so that lingering packets do not close them.
+const HANDOFF_KEEPS: usize = 1;
+
+/// Frames that a queue holds at most before it has received anything.
+const IDLE_FILL: usize = 64;
+/// A queue should hold this part of the packets that it receives in a second: a thirty-second, what arrives in 31 ms.
+const RATE_PART: usize = 32;
 
 /// How many queues can receive from a pool of `frames` frames.
 pub const fn capacity(frames: usize) -> usize {
@@ -28,6 +57,8 @@ pub const fn capacity(frames: usize) -> usize {
 #[derive(Clone, Debug)]
 pub struct Homes {
     rings: Arc<[ArrayQueue<Frame>]>,
+    /// What each worker has to spare, as of its last turn.
+    spare: Arc<[AtomicUsize]>,
     frames_per_worker: u32,
 }
 
@@ -36,7 +67,9 @@ impl Homes {
     pub fn new(workers: usize, frames: u32) -> Self {
         // A ring that could take every frame never refuses one.
         let rings = (0..workers).map(|_| ArrayQueue::new(frames as usize)).collect();
-        Homes { rings, frames_per_worker: frames / workers as u32 }
+        let frames_per_worker = frames / workers as u32;
+        let spare = (0..workers).map(|_| AtomicUsize::new(frames_per_worker as usize)).collect();
+        Homes { rings, spare, frames_per_worker }
     }
 
     fn home(&self, frame: &Frame) -> usize {
@@ -71,12 +104,18 @@ impl Homes {
 pub struct FramePool {
     worker: usize,
     homes: Homes,
+    /// The least that any other worker has to spare, as of the last turn.
+    least_elsewhere: usize,
     /// The frames that are at home here; a comparison is cheaper than the division that finds another home.
     own: Range<u32>,
     free: Vec<Frame>,
     total: usize,
     /// Queues that receive from this pool now.
     queues: usize,
+    /// Frames that are kept for queues that may still come.
+    put_aside: usize,
+    /// Frames that a queue holds for receiving when there are enough.
+    share: usize,
 }
 
 impl FramePool {
@@ -84,19 +123,46 @@ impl FramePool {
     pub fn new(worker: usize, homes: Homes, mut free: Vec<Frame>) -> Self {
         let total = free.len();
         // Frames of other workers pass through for a moment; room for them, so that the packet path never allocates.
-        free.reserve(crate::limits::BATCH * crate::limits::MAX_PIECES);
+        free.reserve(BATCH * crate::limits::MAX_PIECES);
         let own = homes.own(worker);
-        FramePool { worker, homes, own, free, total, queues: 0 }
+        let least_elsewhere = usize::MAX;
+        let mut pool =
+            FramePool { worker, homes, least_elsewhere, own, free, total, queues: 0, put_aside: 0, share: 0 };
+        pool.divide();
+        pool
     }
 
     /// A queue was added.
     pub fn add_queue(&mut self) {
         self.queues += 1;
+        self.divide();
     }
 
     /// A queue was removed.
     pub fn remove_queue(&mut self) {
         self.queues -= 1;
+        self.divide();
+    }
+
+    /// Works out the queues' share anew: asked for at every batch, it changes with their number only.
+    fn divide(&mut self) {
+        self.put_aside = MIN_FILL * capacity(self.total).saturating_sub(self.queues);
+        let left = self.total.saturating_sub(self.put_aside);
+        let divided = (left * 3 / 4).min(left.saturating_sub(self.total * FILL_KEEPS / 32));
+        self.share = (divided / self.queues.max(1)).clamp(MIN_FILL, MAX_FILL);
+    }
+
+    /// Whether a queue that holds `outstanding`, and receives nothing now, should be looked at again: it lacks so many frames that it
+    /// is to get some as soon as there are some.
+    #[inline]
+    pub fn lacks(&self, outstanding: usize, rate: usize) -> bool {
+        outstanding < MIN_FILL || outstanding + BATCH / 2 <= self.share_at(rate)
+    }
+
+    /// A queue's share, without what it may be lent.
+    #[inline]
+    fn share_at(&self, rate: usize) -> usize {
+        if rate == 0 { self.share.min(IDLE_FILL) } else { self.share }
     }
 
     /// Frames in the free list, and of ours on their way home.
@@ -104,14 +170,48 @@ impl FramePool {
         self.free.len() + self.homes.rings[self.worker].len()
     }
 
-    /// Frames that a queue holding `outstanding` should be given now.
+    /// Frames that a queue holding `outstanding` should be given now. `rate`: packets per second that it received lately; 0 only
+    /// if it never received any.
     #[inline]
-    pub fn grant(&self, outstanding: usize) -> usize {
-        let put_aside = MIN_FILL * capacity(self.total).saturating_sub(self.queues);
-        let share = (self.total.saturating_sub(put_aside) * 3 / 4 / self.queues.max(1)).clamp(MIN_FILL, MAX_FILL);
+    pub fn grant(&self, outstanding: usize, rate: usize) -> usize {
+        let wanted = (rate / RATE_PART).min(MAX_FILL);
         let guaranteed = MIN_FILL.saturating_sub(outstanding);
-        let fair = share.saturating_sub(outstanding).min(self.free.len().saturating_sub(put_aside));
-        fair.max(guaranteed).min(self.free.len())
+        let left = self.free.len().saturating_sub(self.put_aside + self.total * FILL_KEEPS / 32);
+        let fair = self.share_at(rate).saturating_sub(outstanding).min(left);
+        let borrowed = outstanding.saturating_sub(self.share);
+        // What it borrows stays at most as much as is left for the others.
+        let lent = wanted.saturating_sub(outstanding + fair).min((left - fair).saturating_sub(borrowed) / 2);
+        (fair + lent).max(guaranteed).min(self.free.len())
+    }
+
+    /// Frames that may linger in TX rings.
+    #[inline]
+    fn spare(&self) -> usize {
+        self.free.len().saturating_sub(self.put_aside / 2 + self.total * TX_KEEPS / 32)
+    }
+
+    /// Frames that one TX ring may hold now.
+    #[inline]
+    pub fn tx_share(&self) -> usize {
+        self.spare().min(self.least_elsewhere) / TX_PART
+    }
+
+    /// How many frames the ring to another worker, which holds so many, may hold after a batch of one port: three quarters of
+    /// the room may be taken, so that the ports that come after it find some.
+    #[inline]
+    pub fn handoff_limit(&self, held: usize) -> usize {
+        let spare = self.free.len().saturating_sub(self.put_aside / 2 + self.total * HANDOFF_KEEPS / 64);
+        let room = (self.total / HANDOFF_PART).min(HANDOFF_RING).saturating_sub(held);
+        held + (3 * room.min(spare)).div_ceil(4)
+    }
+
+    /// Tells the others how many frames are to spare here, and looks how many are there. Once for each turn.
+    #[inline]
+    pub fn compare(&mut self) {
+        // The numbers only steer: nothing is read by them.
+        self.homes.spare[self.worker].store(self.spare(), Ordering::Relaxed);
+        let others = self.homes.spare.iter().enumerate().filter(|(worker, _)| *worker != self.worker);
+        self.least_elsewhere = others.map(|(_, spare)| spare.load(Ordering::Relaxed)).min().unwrap_or(usize::MAX);
     }
 
     /// The free list, for a fill ring to take from.
@@ -163,10 +263,54 @@ mod tests {
         assert_eq!(second.list().len(), 32);
     }
 
+    #[test]
+    fn a_queue_is_looked_at_until_no_frame_would_be_granted_that_is_worth_it() {
+        let umem = Umem::new(2048).unwrap();
+        let mut pool = FramePool::new(0, Homes::new(1, 2048), umem.take_frames());
+        pool.add_queue();
+        assert_eq!(pool.grant(0, 0), IDLE_FILL, "nothing came yet");
+        assert!(pool.lacks(IDLE_FILL - BATCH / 2, 0) && !pool.lacks(IDLE_FILL, 0));
+        let share = pool.grant(0, 1);
+        assert!(share > 2 * BATCH, "{share}");
+        assert!(pool.lacks(0, 1) && pool.lacks(share - BATCH / 2, 1));
+        assert!(!pool.lacks(share, 1) && !pool.lacks(share - BATCH / 2 + 1, 1));
+        (1..capacity(2048)).for_each(|_| pool.add_queue());
+        assert!(!pool.lacks(share, 1), "its share is smaller now");
+        assert!(pool.lacks(MIN_FILL - 1, 1), "the minimum is granted whatever the share");
+        (1..capacity(2048)).for_each(|_| pool.remove_queue());
+        assert!(pool.lacks(share - BATCH / 2, 1), "and grows again");
+    }
+
+    /// Fifty-five pods come one after the other beside one that receives 15,000 packets a second, and are silent.
+    #[test]
+    fn silent_queues_leave_a_busy_one_what_it_needs() {
+        let umem = Umem::new(8192).unwrap();
+        let mut pool = FramePool::new(0, Homes::new(1, 8192), umem.take_frames());
+        let mut kept: Vec<Frame> = Vec::new();
+        let mut busy: Vec<Frame> = Vec::new();
+        let take = |pool: &mut FramePool, held: usize, rate| {
+            let at = pool.list().len() - pool.grant(held, rate);
+            pool.list().split_off(at)
+        };
+        pool.add_queue();
+        for _ in 0..54 {
+            pool.add_queue();
+            kept.extend(take(&mut pool, 0, 0));
+            // It receives what it holds, and gets new ones.
+            pool.put(&mut busy);
+            busy = take(&mut pool, 0, 15_000);
+        }
+        assert!(busy.len() >= 15_000 / RATE_PART, "{} for 31 ms", busy.len());
+        let more = pool.grant(busy.len(), usize::MAX);
+        busy.extend(take(&mut pool, busy.len(), usize::MAX));
+        let second = pool.grant(0, usize::MAX);
+        assert!(second > MIN_FILL && second < busy.len() + more, "a second one gets less: {second}");
+    }
+
     /// Every queue takes what it is granted and falls silent: the worst that can happen to those that come later.
     #[test]
     fn every_queue_gets_its_minimum_even_when_the_first_ones_never_give_back() {
-        for frames in [2048u32, 16_384] {
+        for (frames, greed) in [(2048u32, 0), (16_384, 0), (2048, usize::MAX), (16_384, usize::MAX)] {
             let umem = Umem::new(frames).unwrap();
             let mut pool = FramePool::new(0, Homes::new(1, frames), umem.take_frames());
             let mut kept: Vec<Vec<Frame>> = Vec::new();
@@ -175,7 +319,7 @@ mod tests {
                 kept.push(Vec::new());
                 // The worker fills a new queue first, then tops up whichever receives.
                 for queue in kept.iter_mut().rev() {
-                    let at = pool.list().len() - pool.grant(queue.len());
+                    let at = pool.list().len() - pool.grant(queue.len(), greed);
                     queue.extend(pool.list().drain(at..));
                 }
                 assert!((MIN_FILL..=MAX_FILL).contains(&kept[queue].len()), "queue {queue}: {}", kept[queue].len());

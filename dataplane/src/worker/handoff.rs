@@ -45,6 +45,12 @@ impl Handoff {
         &self.rings[from * self.workers + to]
     }
 
+    /// Pieces on the way from one worker to another.
+    #[inline]
+    pub fn between(&self, from: usize, to: usize) -> usize {
+        self.ring(from, to).len()
+    }
+
     /// Hands a whole packet for `port`, received at `since_ns`, over, emptying `pieces`; or leaves it there and returns false
     /// when the ring is full.
     #[inline]

@@ -59,8 +59,13 @@ struct Slot<Q> {
     sent: Tally,
     /// Packets received since the worker last slept.
     awake_rx: usize,
+    /// What it receives.
+    rate: Rate,
     /// Whether a packet that arrives wakes the worker.
     watched: bool,
+    /// Whether its fill ring wants frames that it could not get. One that is full and receives nothing needs no look: with
+    /// hundreds of pods most are like that.
+    hungry: bool,
 }
 
 /// Packets and their bytes, collected for a moment: counters that others read are written once for each batch.
@@ -75,6 +80,31 @@ impl Tally {
     fn add(&mut self, bytes: u32) {
         self.packets += 1;
         self.bytes += u64::from(bytes);
+    }
+}
+
+/// Packets that a queue received in the present second and in the one before.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    second: u32,
+    now: usize,
+    before: usize,
+}
+
+impl Rate {
+    #[inline]
+    fn note(&mut self, packets: usize, now_s: u32) {
+        if now_s != self.second {
+            self.before = if now_s == self.second.wrapping_add(1) { self.now } else { 0 };
+            (self.second, self.now) = (now_s, 0);
+        }
+        self.now += packets;
+    }
+
+    /// As of the last packet.
+    #[inline]
+    fn per_second(&self) -> usize {
+        self.now.max(self.before)
     }
 }
 
@@ -121,6 +151,8 @@ pub struct Worker<Q> {
     limbo: u64,
     /// Workers that were handed something in this turn, to be woken.
     woken: Box<[bool]>,
+    /// How full the ring to each other worker may get in the present batch; 0: not asked yet.
+    handoff_limits: Box<[usize]>,
     received: Vec<Piece>,
     packet: Vec<Piece>,
     /// Packets of the present batch that were forwarded.
@@ -150,6 +182,7 @@ impl<Q: QueueIo> Worker<Q> {
             host_port: None,
             limbo: 0,
             woken: vec![false; workers].into(),
+            handoff_limits: vec![0; workers].into(),
             // A packet's pieces all come in one receive call, so this is the most that a batch can be.
             received: Vec::with_capacity(limits::BATCH * limits::MAX_PIECES),
             packet: Vec::with_capacity(limits::MAX_PIECES),
@@ -196,6 +229,9 @@ impl<Q: QueueIo> Worker<Q> {
     pub fn turn(&mut self, tables: &Tables, now_s: u32) -> usize {
         let mut packets = 0;
         self.pool.collect_returned();
+        if self.handoff.workers() > 1 {
+            self.pool.compare();
+        }
         for slot in 0..self.slots.len() {
             packets += self.serve(slot, tables, now_s);
         }
@@ -228,6 +264,8 @@ impl<Q: QueueIo> Worker<Q> {
     fn watch_all(&mut self, waiter: &Waiter) {
         for slot in &mut self.slots {
             slot.awake_rx = 0;
+            // A driver with zero-copy that found its fill ring empty may have asked to be woken just after it was topped up.
+            self.counters.tx_syscalls.add(u64::from(slot.queue.wake_fill()));
             if !slot.watched {
                 slot.watched = waiter.add(&slot.queue).is_ok();
             }
@@ -237,6 +275,11 @@ impl<Q: QueueIo> Worker<Q> {
     /// The queues of a port that it serves.
     pub fn queues(&self, port: PortId) -> impl Iterator<Item = &Q> {
         self.slots.iter().filter(move |slot| slot.port == port).map(|slot| &slot.queue)
+    }
+
+    /// The same, to be changed: for tests and benchmarks that put packets into queues in memory.
+    pub fn queues_mut(&mut self, port: PortId) -> impl Iterator<Item = &mut Q> {
+        self.slots.iter_mut().filter(move |slot| slot.port == port).map(|slot| &mut slot.queue)
     }
 
     /// Its counters.
@@ -254,25 +297,31 @@ impl<Q: QueueIo> Worker<Q> {
             let port = self.slots[slot].port;
             self.counters.port(port).rx.add(packets as u64);
             self.slots[slot].awake_rx += packets;
+            self.slots[slot].rate.note(packets, now_s);
             let batch = Batch { ingress: port, from: tables.ports.get(port), tables, now_s };
             self.forward_batch(batch, &mut received);
             self.stays.transmit(packets as u64);
         }
         self.received = received;
-        self.top_up(slot);
+        if packets != 0 || self.slots[slot].hungry {
+            self.top_up(slot);
+        }
         packets
     }
 
     fn top_up(&mut self, slot: usize) {
-        let queue = &mut self.slots[slot].queue;
-        let outstanding = queue.fill_outstanding();
-        let grant = self.pool.grant(outstanding);
+        let outstanding = self.slots[slot].queue.fill_outstanding();
+        let rate = self.slots[slot].rate.per_second();
+        let grant = self.pool.grant(outstanding, rate);
         if grant >= limits::BATCH / 2 || (grant != 0 && outstanding < frames::MIN_FILL) {
+            let queue = &mut self.slots[slot].queue;
             queue.fill(self.pool.list(), grant);
             self.counters.tx_syscalls.add(u64::from(queue.wake_fill()));
         } else if grant == 0 && outstanding == 0 {
             self.counters.fill_starved.add(1);
         }
+        let slot = &mut self.slots[slot];
+        slot.hungry = self.pool.lacks(slot.queue.fill_outstanding(), rate);
     }
 
     /// Takes a batch from every other worker's hand-off ring.
@@ -330,7 +379,9 @@ impl<Q: QueueIo> Worker<Q> {
             dirty: false,
             sent: Tally::default(),
             awake_rx: 0,
+            rate: Rate::default(),
             watched: true,
+            hungry: true,
         });
         self.index_slots();
         self.top_up(self.slots.len() - 1);
@@ -340,6 +391,8 @@ impl<Q: QueueIo> Worker<Q> {
         self.egress[port.index()] = Egress::None;
         let (gone, kept): (Vec<_>, Vec<_>) = self.slots.drain(..).partition(|slot| slot.port == port);
         self.slots = kept;
+        // Each one's share has grown.
+        self.slots.iter_mut().for_each(|slot| slot.hungry = true);
         self.index_slots();
         gone.into_iter()
             .map(|mut slot| {

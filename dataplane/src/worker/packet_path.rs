@@ -1,10 +1,10 @@
-//! The way of one packet through a worker: parse, decide, rewrite, checksum, transmit.
+//! The way of one packet through a worker: guard, parse, decide, rewrite, checksum, transmit.
 
 use super::watch::{Ended, Handed, Nobody, Tapping, View, Watch};
 use super::{Egress, Worker};
 use crate::addr::PortId;
-use crate::afxdp::{Piece, QueueIo};
-use crate::forward::{DropReason, PassReason, Rewrite, Verdict, decide};
+use crate::afxdp::{FrameMemory, Piece, QueueIo};
+use crate::forward::{DropReason, PassReason, Rewrite, Verdict, decide, guard};
 use crate::limits;
 use crate::packet::rewrite::PartialChecksum;
 use crate::packet::{self, Headers, rewrite};
@@ -25,16 +25,32 @@ pub(super) struct Batch<'a> {
     pub now_s: u32,
 }
 
-/// Puts a packet into a TX ring, unless it is full or may not hold another packet: a port whose packets linger on their way
-/// out must not collect the frames that the others need.
+/// Whether a place on the way out that holds so many frames may take more: a port whose packets linger must not collect the
+/// frames that the others need. A single packet is always taken.
 #[inline(always)]
-fn offer(queue: &mut impl QueueIo, packet: &mut Vec<Piece>) -> bool {
-    queue.tx_outstanding() + packet.len() <= limits::MAX_TX_OUTSTANDING && queue.transmit(packet)
+fn has_room(held: usize, more: usize, most: usize, share: usize) -> bool {
+    held == 0 || held + more <= most.min(share)
+}
+
+/// Puts a packet into a TX ring, unless it is full or may not hold another packet.
+#[inline(always)]
+fn offer(queue: &mut impl QueueIo, packet: &mut Vec<Piece>, share: usize) -> bool {
+    has_room(queue.tx_outstanding(), packet.len(), limits::MAX_TX_OUTSTANDING, share) && queue.transmit(packet)
+}
+
+/// Finishes the checksum that a packet's transmitter was asked for. It was asked only for frames without padding.
+#[cold]
+fn finish_requested(memory: &FrameMemory, packet: &mut [Piece]) {
+    let Some((start, offset)) = packet.first_mut().and_then(|piece| memory.withdraw_request(piece)) else { return };
+    let location = PartialChecksum { start, offset };
+    let checksum = rewrite::completed_up_to(packet.iter().map(|piece| memory.bytes(piece)), location, usize::MAX);
+    rewrite::set_checksum(memory.bytes_mut(&mut packet[0]), location, checksum);
 }
 
 impl<Q: QueueIo> Worker<Q> {
     /// Forwards a batch of whole packets; `received` is empty afterwards.
     pub(super) fn forward_batch(&mut self, batch: Batch<'_>, received: &mut Vec<Piece>) {
+        self.handoff_limits.fill(0);
         match &batch.tables.tap {
             None => self.forward_each(batch, received, &mut Nobody),
             Some(tap) => self.forward_tapped(batch, received, tap),
@@ -74,6 +90,10 @@ impl<Q: QueueIo> Worker<Q> {
         if self.packet.len() > limits::MAX_PIECES {
             watch.ended(Ended::Dropped(DropReason::TooManyPieces));
             return self.drop_packet(batch.ingress, DropReason::TooManyPieces);
+        }
+        if let Err(reason) = guard(self.memory.bytes(&self.packet[0]), batch.ingress, batch.tables) {
+            watch.ended(Ended::Dropped(reason));
+            return self.drop_packet(batch.ingress, reason);
         }
         let frame_bytes = self.frame_bytes();
         let headers = match packet::parse(self.memory.bytes(&self.packet[0]), frame_bytes) {
@@ -148,6 +168,10 @@ impl<Q: QueueIo> Worker<Q> {
             }
             Egress::Worker(worker) => {
                 let worker = usize::from(worker);
+                let held = self.handoff.between(self.id, worker);
+                if !has_room(held, self.packet.len(), limits::HANDOFF_RING, self.handoff_limit(held, worker)) {
+                    return Err(DropReason::HandoffFull);
+                }
                 if !self.handoff.hand_over(self.id, worker, (port, self.stays.since_ns()), &mut self.packet) {
                     return Err(DropReason::HandoffFull);
                 }
@@ -160,15 +184,30 @@ impl<Q: QueueIo> Worker<Q> {
         }
     }
 
+    /// How full the ring to another worker may get in this batch, which is of one port.
+    #[inline]
+    fn handoff_limit(&mut self, held: usize, worker: usize) -> usize {
+        let limit = &mut self.handoff_limits[worker];
+        if *limit == 0 {
+            *limit = self.pool.handoff_limit(held);
+        }
+        *limit
+    }
+
     #[inline(always)]
     fn transmit(&mut self, port: PortId, frame_bytes: u32) -> Result<(), DropReason> {
         let slot = self.slots.get_mut(usize::from(self.own_slot[port.index()])).filter(|slot| slot.port == port);
         let slot = slot.ok_or(DropReason::EgressGone)?;
-        if !offer(&mut slot.queue, &mut self.packet) {
+        // Only which port it is tells whether its socket can be asked.
+        if self.packet.first().is_some_and(|piece| piece.metadata) && !slot.queue.checksum_metadata() {
+            finish_requested(&self.memory, &mut self.packet);
+        }
+        if !offer(&mut slot.queue, &mut self.packet, self.pool.tx_share()) {
             // A full ring is often only waiting for its kick.
             self.counters.tx_syscalls.add(u64::from(slot.queue.kick()));
             slot.queue.complete(&mut self.returned);
-            if !offer(&mut slot.queue, &mut self.packet) {
+            self.pool.put(&mut self.returned);
+            if !offer(&mut slot.queue, &mut self.packet, self.pool.tx_share()) {
                 slot.dirty = true;
                 return Err(DropReason::TxRingFull);
             }

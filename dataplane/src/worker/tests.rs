@@ -106,8 +106,12 @@ struct Rig {
 
 impl Rig {
     fn new(workers: usize) -> Rig {
-        let umem = Umem::new(FRAMES).unwrap();
-        let homes = Homes::new(workers, FRAMES);
+        Rig::with_frames(workers, FRAMES)
+    }
+
+    fn with_frames(workers: usize, frames: u32) -> Rig {
+        let umem = Umem::new(frames).unwrap();
+        let homes = Homes::new(workers, frames);
         let wakers = (0..workers).map(|_| Waiter::new().unwrap().1).collect();
         let handoff = Handoff::new(wakers);
         let learn = Arc::new(ArrayQueue::new(LEARN_QUEUE));
@@ -179,9 +183,14 @@ impl Rig {
         sum
     }
 
+    /// Packets on their way from the first worker to the second.
+    fn handoff_waiting(&self) -> usize {
+        self.workers[0].handoff.between(0, 1)
+    }
+
     fn assert_conserved(&mut self) {
         let count = self.count();
-        assert_eq!(count.sum(), u64::from(FRAMES), "{count:?}");
+        assert_eq!(count.sum(), u64::from(self.umem.frames()), "{count:?}");
         assert_eq!(count.worker, 0, "{count:?}");
     }
 
@@ -303,16 +312,17 @@ fn with_partial_checksum(mut frame: Vec<u8>) -> Vec<u8> {
 fn a_partial_checksum_is_requested_where_the_socket_can_and_finished_here_where_it_cannot() {
     let whole = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), &[3; 5001]);
     let partial = with_partial_checksum(whole.clone());
-    for metadata in [true, false] {
+    // A zero-copy card cannot be asked although the sockets of the same memory that copy can.
+    for (asked, metadata) in [(true, true), (false, false), (true, false)] {
         let mut rig = Rig::single(metadata);
-        rig.umem.set_metadata_for_tests(metadata);
+        rig.umem.set_metadata_for_tests(asked);
         assert!(rig.queue(0, POD1).arrive(&partial, 3840));
         assert!(rig.queue(0, POD1).arrive(&whole, 3840));
         rig.turn();
         let sent = rig.sent(0, POD2);
         let first = if metadata { (partial.clone(), true) } else { (whole.clone(), false) };
         assert_eq!(sent[0].1, first.1);
-        assert!(sent[0].0 == first.0, "metadata {metadata}");
+        assert!(sent[0].0 == first.0, "asked {asked}, metadata {metadata}");
         assert!(sent[1] == (whole.clone(), false), "a complete checksum is left alone");
     }
 }
@@ -410,6 +420,115 @@ fn a_full_hand_off_ring_drops_and_counts() {
     }
     assert_eq!(rig.workers[0].counters.port(POD1).rx.get(), arrived);
     rig.assert_balanced(POD1);
+    rig.assert_conserved();
+}
+
+/// Pods beyond the first two, which are only sent to.
+fn more_pods(rig: &mut Rig, count: u16) -> Vec<PortId> {
+    let more: Vec<PortId> = (4..4 + count).map(PortId).collect();
+    let mut ports: Vec<_> = rig.tables.ports.iter().map(|(id, port)| (id, port.clone())).collect();
+    let mut fdb: Vec<_> = rig.tables.fdb.iter().collect();
+    let template = rig.tables.ports.get(POD1).unwrap().clone();
+    for port in &more {
+        ports.push((*port, Port { ifindex: 10 + u32::from(port.0), ..template.clone() }));
+        fdb.push((pod_mac(*port), FdbEntry { port: *port, is_static: false, activity: 0 }));
+    }
+    (rig.tables.ports, rig.tables.fdb) = (Arc::new(PortTable::new(ports)), Arc::new(Fdb::new(fdb).0));
+    more
+}
+
+fn pod_to_pod(from: PortId, to: PortId) -> Vec<u8> {
+    udp((pod_mac(from), pod_ip(from)), (pod_mac(to), pod_ip(to)), b"x")
+}
+
+/// A pod that sends to receivers which take nothing, as fast as it is served, for thousands of packets.
+#[test]
+fn receivers_that_take_nothing_do_not_collect_the_frames_of_others() {
+    // As many queues as the worker's frames are enough for.
+    let mut rig = Rig::single(false);
+    let stuck = more_pods(&mut rig, capacity(FRAMES as usize) as u16 - 4);
+    for port in &stuck {
+        rig.add(0, *port, false);
+        rig.queue(0, *port).stuck = true;
+    }
+    let victims = udp((pod_mac(POD2), pod_ip(POD2)), (BRIDGE_MAC, REMOTE), b"y");
+    for turn in 0..1000 {
+        while rig.queue(0, POD1).arrive(&pod_to_pod(POD1, stuck[turn % stuck.len()]), 3840) {}
+        for _ in 0..8 {
+            assert!(rig.queue(0, POD2).arrive(&victims, 3840), "turn {turn}: {:?}", rig.count());
+        }
+        rig.turn();
+        assert_eq!(rig.sent(0, UPLINK).len(), 8, "turn {turn}");
+    }
+    let counters = rig.workers[0].counters.port(POD1);
+    assert!(counters.dropped[DropReason::TxRingFull as usize].get() > 1000, "the flood was one");
+    let victim = rig.workers[0].counters.port(POD2);
+    assert_eq!((victim.rx.get(), victim.forwarded.get()), (8000, 8000));
+    rig.assert_conserved();
+}
+
+/// The same where the receivers belong to another worker, which holds the first one's frames then.
+#[test]
+fn receivers_of_another_worker_that_take_nothing_do_not_collect_frames_either() {
+    let mut rig = Rig::new(2);
+    let stuck = more_pods(&mut rig, 5);
+    for (worker, port) in [(0, HOST), (0, POD1), (0, POD2), (1, UPLINK)] {
+        rig.add(worker, port, false);
+    }
+    for port in &stuck {
+        rig.add(1, *port, false);
+        rig.queue(1, *port).stuck = true;
+    }
+    let victims = [
+        (udp((pod_mac(POD2), pod_ip(POD2)), (BRIDGE_MAC, REMOTE), b"y"), 1, UPLINK),
+        (pod_to_pod(POD2, POD1), 0, POD1),
+    ];
+    for turn in 0..1000 {
+        while rig.queue(0, POD1).arrive(&pod_to_pod(POD1, stuck[turn % stuck.len()]), 3840) {}
+        for (frame, ..) in &victims {
+            for _ in 0..4 {
+                assert!(rig.queue(0, POD2).arrive(frame, 3840), "turn {turn}: {:?}", rig.count());
+            }
+        }
+        rig.turn();
+        for (_, worker, port) in &victims {
+            let (sent, losses) = (rig.sent(*worker, *port).len(), &rig.workers[0].counters.port(POD2).dropped);
+            let later = &rig.workers[1].counters.port(*port).tx_dropped;
+            assert_eq!(sent, 4, "turn {turn}, to {port}: {losses:?} {later:?}");
+        }
+    }
+    rig.assert_conserved();
+}
+
+/// A worker that is slower than what one pod sends its way still gets everything from the others.
+#[test]
+fn a_pod_that_fills_the_hand_off_ring_leaves_room_in_it() {
+    let mut rig = Rig::with_frames(2, 16_384);
+    let [flooded] = more_pods(&mut rig, 1)[..] else { panic!() };
+    for (worker, port) in [(0, POD1), (0, POD2), (1, UPLINK), (1, flooded)] {
+        rig.add(worker, port, false);
+    }
+    let victims = udp((pod_mac(POD2), pod_ip(POD2)), (BRIDGE_MAC, REMOTE), b"y");
+    let (tables, mut delivered) = (rig.tables.clone(), 0);
+    for turn in 0..1000 {
+        for _ in 0..limits::BATCH {
+            assert!(rig.queue(0, POD1).arrive(&pod_to_pod(POD1, flooded), 3840));
+        }
+        for _ in 0..2 {
+            assert!(rig.queue(0, POD2).arrive(&victims, 3840));
+        }
+        rig.workers[0].turn(&tables, 1);
+        // The second worker takes less than one batch for each of the first one's turns.
+        if turn % 2 == 0 {
+            rig.workers[1].turn(&tables, 1);
+        }
+        delivered += rig.sent(1, UPLINK).len();
+        rig.sent(1, flooded);
+    }
+    let waiting = rig.handoff_waiting();
+    assert!(rig.workers[0].counters.port(POD1).dropped[DropReason::HandoffFull as usize].get() > 1000);
+    assert_eq!(rig.workers[0].counters.port(POD2).dropped[DropReason::HandoffFull as usize].get(), 0);
+    assert!(delivered + waiting >= 2000, "{delivered} were delivered and {waiting} packets wait");
     rig.assert_conserved();
 }
 
@@ -678,4 +797,17 @@ fn the_time_of_a_packet_that_was_handed_over_begins_with_the_first_worker() {
     assert_eq!(first.buckets().iter().sum::<u64>(), 0, "it sent nothing");
     // Looks at the clock: received, end of the first worker's turn, end of the second's.
     assert_eq!((second.buckets()[1], second.sum_ns()), (5, 5 * 2000));
+}
+
+#[test]
+fn a_rate_is_that_of_the_last_two_seconds() {
+    let mut rate = super::Rate::default();
+    rate.note(100, 7);
+    assert_eq!(rate.per_second(), 100);
+    rate.note(1, 8);
+    assert_eq!(rate.per_second(), 100, "the second before counts while the present one is young");
+    rate.note(300, 8);
+    assert_eq!(rate.per_second(), 301);
+    rate.note(5, 10);
+    assert_eq!(rate.per_second(), 5, "a second without a packet ends it");
 }

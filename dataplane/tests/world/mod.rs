@@ -55,6 +55,7 @@ impl World {
             cluster: Arc::new(Cluster::new(self.cluster4.iter().copied(), self.cluster6.iter().copied()).unwrap()),
             routing: self.routing,
             tap: None,
+            guards: Arc::default(),
         }
     }
 }
@@ -144,6 +145,7 @@ fn routing() -> impl Strategy<Value = Routing> {
         ipv4_off,
         ipv6_off,
         bridge_off,
+        ..Routing::default()
     })
 }
 

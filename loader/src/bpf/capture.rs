@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
-use podlane_dataplane::forward::PassReason;
+use podlane_dataplane::forward::{DropReason, PassReason};
 use podlane_dataplane::limits;
 use podlane_dataplane::tap::{Direction, Outcome, Record, Wish};
 
@@ -59,6 +59,7 @@ impl ProgramRecord {
         let outcome = match bytes[45] {
             0 => Outcome::Forwarded { to: other, routed: reason != 0 },
             1 => Outcome::Passed(*PassReason::ALL.get(usize::from(reason))?),
+            2 => Outcome::Dropped(*DropReason::ALL.get(usize::from(reason))?),
             3 => Outcome::Sent { from: other },
             _ => return None,
         };

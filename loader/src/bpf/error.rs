@@ -13,6 +13,12 @@ pub enum BpfError {
         /// Name of the program.
         program: &'static str,
     },
+    /// The process may not open as many files as it takes.
+    #[error("too many open files for the XDP program {program}: raise the limit (ulimit -n 65536, LimitNOFILE=65536)")]
+    Descriptors {
+        /// Name of the program.
+        program: &'static str,
+    },
     /// The kernel refused a program or one of its maps; libbpf's own words are in the log.
     #[error("the kernel refused the XDP program {program}: {source}; Podlane needs Linux 6.1 or newer")]
     Load {

@@ -5,8 +5,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use podlane_dataplane::forward::PassReason;
-use podlane_dataplane::table::{Adjacency, Cluster, LinkId, NextHop, NextHopAction, Path, Port, PortKind, Routing};
+use podlane_dataplane::forward::{DropReason, PassReason};
+use podlane_dataplane::table::{
+    Adjacency, Cluster, Guard, LinkId, NextHop, NextHopAction, Path, Port, PortKind, Routing, Translation,
+};
 use podlane_dataplane::tap::Wish;
 use podlane_dataplane::{MacAddr, PortId, limits};
 
@@ -17,18 +19,24 @@ pub const HEARTBEAT_BYTES: usize = HEARTBEAT_STRIDE * limits::MAX_WORKERS;
 
 /// `PASS_SLOTS`: elements of the array of counters by reason.
 const PASS_SLOTS: usize = 32;
+/// `DROP_SLOTS`: elements of the array of counters by the source guard's reasons.
+const DROP_SLOTS: usize = 4;
 /// `COPIES`: how often every table is there.
 pub(super) const COPIES: usize = 2;
 /// Bytes of `struct counters`.
-pub(super) const COUNTERS_BYTES: usize = 8 * (7 + PASS_SLOTS + 1);
+pub(super) const COUNTERS_BYTES: usize = 8 * (7 + PASS_SLOTS + DROP_SLOTS + 1);
 /// Bytes of `struct capture_settings`.
 pub(super) const CAPTURE_SETTINGS_BYTES: usize = 16;
 /// Bytes of `struct port`.
-pub(super) const PORT_BYTES: usize = 40;
-/// Bytes of `struct near`.
-pub(super) const NEAR_BYTES: usize = 8;
+pub(super) const PORT_BYTES: usize = 64;
+/// Bytes of `struct guard`.
+pub(super) const GUARD_BYTES: usize = 8 * limits::MAX_GUARD_MACS + (4 + 16) * limits::MAX_GUARD_ADDRESSES;
+/// `NOBODY`: an activity index that no entry has.
+const NOBODY: u32 = u32::MAX;
+/// Bytes of `struct way_out`.
+const WAY_OUT_BYTES: usize = 16;
 /// Bytes of `struct near_station`.
-pub(super) const NEAR_STATION_BYTES: usize = 16;
+pub(super) const NEAR_STATION_BYTES: usize = 32;
 /// Bytes of `struct adjacency`.
 pub(super) const ADJACENCY_BYTES: usize = 32;
 /// Bytes of `struct next_hop`.
@@ -88,34 +96,62 @@ pub(super) fn near_place(address: MacAddr) -> usize {
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - BITS)) as usize
 }
 
-/// `struct near_station`.
-pub(super) fn near_station(address: MacAddr, port: PortId, activity: u32) -> [u8; NEAR_STATION_BYTES] {
-    Fields::new().bytes(&mac(address)).bytes(&station(port, activity)).bytes
+/// `struct near_station`, of a station behind `port`, whose number is `id`.
+pub(super) fn near_station(
+    address: MacAddr,
+    id: PortId,
+    port: Option<&Port>,
+    activity: u32,
+) -> [u8; NEAR_STATION_BYTES] {
+    let out = port.map_or([0; WAY_OUT_BYTES], |port| way_out(port, [false; 4]));
+    Fields::new().bytes(&mac(address)).bytes(&station(id, activity)).bytes(&out).bytes
 }
 
-/// `struct near`.
-pub(super) fn near(ifindex: u32, port: PortId) -> [u8; NEAR_BYTES] {
-    Fields::new().u32(ifindex).u32(u32::from(port.0)).bytes
+/// `struct way_out`. `guarded`: the flags of the source guard, which are of no use but on the way in.
+fn way_out(port: &Port, guarded: [bool; 4]) -> [u8; WAY_OUT_BYTES] {
+    let repeated = port.path == Path::Kernel;
+    let flags = [port.forwarding, port.learning, port.isolated, port.partial_checksums, repeated, port.peer];
+    let flags = flags.into_iter().chain(guarded);
+    let flags = flags.enumerate().fold(0, |all, (bit, flag)| all | u32::from(flag) << bit);
+    Fields::new().u32(port.ifindex).u32(flags).u32(port.mtu).u32(port.max_frame).bytes
 }
 
-/// `struct port`; `station` is the only one behind it, with its activity index.
-pub(super) fn port(port: &Port, station: Option<(MacAddr, u32)>) -> [u8; PORT_BYTES] {
+/// `struct port`; `id` is its number, `station` the only one behind it, with its activity index, and `guard` what it may send
+/// from.
+pub(super) fn port(
+    id: PortId,
+    port: &Port,
+    station: Option<(MacAddr, u32)>,
+    guard: Option<&Guard>,
+) -> [u8; PORT_BYTES] {
     let kind = match port.kind {
         PortKind::Pod => 1,
         PortKind::Uplink => 2,
         PortKind::Host => 3,
     };
-    let repeated = port.path == Path::Kernel;
-    let flags = [port.forwarding, port.learning, port.isolated, port.partial_checksums, repeated, port.peer];
-    let flags = flags.iter().enumerate().fold(0, |all, (bit, &flag)| all | u32::from(flag) << bit);
-    let fields = Fields::new().bytes(&mac(port.router_mac)).u32(port.ifindex).u32(kind).u32(flags);
-    let (key, activity) = station.map_or(([0; 8], 0), |(address, activity)| (mac(address), activity));
-    fields.u32(port.mtu).u32(port.max_frame).u32(activity).bytes(&key).bytes
+    let (key, activity) = station.map_or(([0; 8], NOBODY), |(address, activity)| (mac(address), activity));
+    let near = station.zip(guard).filter(|((address, _), guard)| guard.has_mac(*address)).map(|(_, guard)| guard);
+    let own4 = near.and_then(|guard| guard.ipv4().next()).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let own6 = near.and_then(|guard| guard.ipv6().find(|address| !address.is_unicast_link_local()));
+    let (strict, link_local) = guard.map_or((false, false), |guard| (guard.strict, guard.link_local));
+    let out = way_out(port, [guard.is_some(), strict, link_local, near.is_some()]);
+    let fields = Fields::new().bytes(&out).bytes(&mac(port.router_mac)).bytes(&key);
+    let fields = fields.u32(activity).u32(kind).u32(u32::from(id.0));
+    fields.bytes(&own4.octets()).bytes(&own6.unwrap_or(Ipv6Addr::UNSPECIFIED).octets()).bytes
 }
 
 /// The interface in a `struct port`.
 pub(super) fn port_ifindex(port: &[u8; PORT_BYTES]) -> u32 {
-    port[8..].first_chunk().map_or(0, |ifindex| u32::from_ne_bytes(*ifindex))
+    port.first_chunk().map_or(0, |ifindex| u32::from_ne_bytes(*ifindex))
+}
+
+/// `struct guard`.
+pub(super) fn guard(guard: &Guard) -> [u8; GUARD_BYTES] {
+    let mut fields = guard.macs().fold(Fields::new(), |fields, address| fields.bytes(&mac(address)));
+    fields.used = 8 * limits::MAX_GUARD_MACS;
+    fields = guard.ipv4().fold(fields, |fields, address| fields.bytes(&address.octets()));
+    fields.used = 8 * limits::MAX_GUARD_MACS + 4 * limits::MAX_GUARD_ADDRESSES;
+    guard.ipv6().fold(fields, |fields, address| fields.bytes(&address.octets())).bytes
 }
 
 /// `struct adjacency`.
@@ -138,7 +174,12 @@ pub(super) fn next_hop(next_hop: &NextHop) -> [u8; NEXT_HOP_BYTES] {
 pub(super) fn node(routing: &Routing, cluster: &Cluster) -> [u8; NODE_BYTES] {
     let off = |reason: Option<PassReason>| reason.map_or(0, |reason| reason as u32 + 1);
     let mut fields = Fields::new().u32(off(routing.ipv4_off)).u32(off(routing.ipv6_off)).u32(off(routing.bridge_off));
-    fields = fields.u32(cluster.ipv4().len() as u32).u32(cluster.ipv6().len() as u32).u32(0);
+    let flags = match routing.translation {
+        Translation::None => 0,
+        Translation::Strict => 1,
+        Translation::Liberal => 3,
+    };
+    fields = fields.u32(cluster.ipv4().len() as u32).u32(cluster.ipv6().len() as u32).u32(flags);
     for (address, length) in cluster.ipv4() {
         let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
         fields = fields.bytes(&address.octets()).bytes(&mask.to_be_bytes());
@@ -209,6 +250,8 @@ pub struct PortCounters {
     pub repeated_out_bytes: u64,
     /// Frames that it left to the kernel, by [`PassReason`] as an index.
     pub passed: [u64; PassReason::COUNT],
+    /// Frames that the source guard dropped, by [`DropReason`] as an index.
+    pub dropped: [u64; DropReason::COUNT],
 }
 
 impl PortCounters {
@@ -219,7 +262,8 @@ impl PortCounters {
             value.copy_from_slice(chunk);
             u64::from_ne_bytes(value)
         });
-        let [rx_packets, rx_bytes, steered, repeated, repeated_bytes, repeated_out, repeated_out_bytes] =
+        // The first is no counter.
+        let [_, repeated, repeated_bytes, repeated_out, repeated_out_bytes, rx_packets, rx_bytes, steered] =
             std::array::from_fn(|_| values.next().unwrap_or(0));
         // What the tc program forwards it counts only as that.
         self.rx_packets += rx_packets + repeated;
@@ -232,6 +276,10 @@ impl PortCounters {
         for passed in &mut self.passed {
             *passed += values.next().unwrap_or(0);
         }
+        let mut values = values.skip(PASS_SLOTS - PassReason::COUNT);
+        for dropped in &mut self.dropped[DropReason::FIRST_OF_GUARD..] {
+            *dropped += values.next().unwrap_or(0);
+        }
     }
 
     /// All of them, in the order of `struct counters`.
@@ -240,7 +288,7 @@ impl PortCounters {
         let [repeated, repeated_bytes] = [self.repeated, self.repeated_bytes];
         let [out, out_bytes] = [self.repeated_out, self.repeated_out_bytes];
         let head = [rx_packets, rx_bytes, self.steered, repeated, repeated_bytes, out, out_bytes];
-        head.into_iter().chain(self.passed).collect()
+        head.into_iter().chain(self.passed).chain(self.dropped).collect()
     }
 
     /// Reads [`PortCounters::words`]; what is missing is 0.
@@ -256,6 +304,7 @@ impl PortCounters {
             repeated_out: next(),
             repeated_out_bytes: next(),
             passed: std::array::from_fn(|_| next()),
+            dropped: std::array::from_fn(|_| next()),
         }
     }
 
@@ -272,7 +321,8 @@ impl PortCounters {
         ] {
             *now = now.saturating_sub(then);
         }
-        for (now, then) in self.passed.iter_mut().zip(&earlier.passed) {
+        let pairs = self.passed.iter_mut().zip(&earlier.passed);
+        for (now, then) in pairs.chain(self.dropped.iter_mut().zip(&earlier.dropped)) {
             *now = now.saturating_sub(*then);
         }
         self
@@ -304,6 +354,8 @@ mod tests {
             ("MAX_WORKERS", limits::MAX_WORKERS),
             ("MAX_FDB", limits::MAX_FDB),
             ("MAX_NEIGHBOURS", limits::MAX_NEIGHBOURS),
+            ("MAX_GUARD_MACS", limits::MAX_GUARD_MACS),
+            ("MAX_GUARD_ADDRESSES", limits::MAX_GUARD_ADDRESSES),
             ("MAX_ROUTES", limits::MAX_ROUTES),
             ("MAX_NEXT_HOPS", limits::MAX_NEXT_HOPS),
             ("MAX_CLUSTER_CIDRS", limits::MAX_CLUSTER_CIDRS),
@@ -312,6 +364,7 @@ mod tests {
             ("MAX_CAPTURE_PORTS", limits::MAX_CAPTURE_PORTS),
             ("NEAR_STATIONS", limits::NEAR_STATIONS),
             ("NEAR_INTERFACES", limits::NEAR_INTERFACES),
+            ("NEAR_ROUTES", limits::NEAR_ROUTES),
             ("TABLES_STALE_MS", limits::TABLES_STALE_MS as usize),
             ("TABLES_ORPHANED_MS", limits::TABLES_ORPHANED_MS as usize),
         ];
@@ -319,7 +372,7 @@ mod tests {
             assert_eq!(define(header, name), value as u64, "{name}");
         }
         let defines = header.lines().filter(|line| line.starts_with("#define MAX_")).count();
-        assert_eq!(defines + 6, limits.len(), "every limit of the header is compared");
+        assert_eq!(defines + 7, limits.len(), "every limit of the header is compared");
     }
 
     #[test]
@@ -333,7 +386,16 @@ mod tests {
             PassReason::ALL.iter().map(|reason| (reason.name().to_owned(), *reason as usize)).collect();
         expected.push(("reasons".to_owned(), PassReason::COUNT));
         assert_eq!(entries.collect::<Vec<_>>(), expected);
+        let entries = header.lines().filter_map(|line| {
+            let (name, number) = line.trim().strip_prefix("DROP_")?.strip_suffix(',')?.split_once(" = ")?;
+            Some((name.to_lowercase(), number.parse::<usize>().unwrap()))
+        });
+        let of_guard = &DropReason::ALL[DropReason::FIRST_OF_GUARD..];
+        let mut expected: Vec<_> = of_guard.iter().map(|reason| (reason.name().to_owned(), *reason as usize)).collect();
+        expected.push(("reasons".to_owned(), DropReason::COUNT));
+        assert_eq!(entries.collect::<Vec<_>>(), expected);
         let tables = include_str!("../../../bpf/tables.h");
+        assert_eq!(define(tables, "DROP_SLOTS"), DROP_SLOTS as u64);
         assert_eq!(define(tables, "PASS_SLOTS"), PASS_SLOTS as u64);
         assert_eq!(define(tables, "COPIES"), COPIES as u64);
         assert_eq!(define(tables, "COPY_BITS"), u64::from(COPY_BITS));
@@ -348,12 +410,13 @@ mod tests {
 
     #[test]
     fn counters_of_all_cpus_are_added() {
-        let cpu: Vec<u8> = (1_u64..=7 + PASS_SLOTS as u64).flat_map(u64::to_ne_bytes).collect();
+        let words = 0_u64..=7 + (PASS_SLOTS + DROP_SLOTS) as u64;
+        let cpu: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
         let mut counters = PortCounters::default();
         counters.add(&cpu);
         counters.add(&cpu);
-        assert_eq!((counters.rx_packets, counters.rx_bytes, counters.steered), (2 + 8, 4 + 10, 6));
-        assert_eq!((counters.repeated, counters.repeated_out_bytes), (8, 14));
+        assert_eq!((counters.rx_packets, counters.rx_bytes, counters.steered), (10 + 2, 12 + 4, 14));
+        assert_eq!((counters.repeated, counters.repeated_out_bytes), (2, 8));
         assert_eq!(counters.passed[0], 16);
         assert_eq!(PortCounters::of_words(&counters.words()), counters);
         let mut later = counters;
@@ -361,6 +424,10 @@ mod tests {
         let mut once = PortCounters::default();
         once.add(&cpu);
         assert_eq!(later.since(&counters), once);
+        let first = 8 + PASS_SLOTS as u64;
+        let of_guard: Vec<u64> = (0..DropReason::OF_GUARD as u64).map(|index| 2 * (first + index)).collect();
+        assert_eq!(counters.dropped[DropReason::FIRST_OF_GUARD..], of_guard);
+        assert_eq!(counters.dropped[..DropReason::FIRST_OF_GUARD], [0; DropReason::FIRST_OF_GUARD]);
         assert_eq!(counters.passed_total(), (0..PassReason::COUNT as u64).map(|index| 2 * (8 + index)).sum::<u64>());
     }
 }

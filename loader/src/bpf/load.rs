@@ -3,6 +3,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Once};
 
 use libbpf_rs::btf::{Btf, types};
@@ -46,6 +47,9 @@ pub(super) struct PlainMaps {
     pub counters: MapHandle,
     pub used: MapHandle,
     pub devices: MapHandle,
+    /// What the programs remember of routes; of no use to the next daemon.
+    pub near_routes4: MapHandle,
+    pub near_routes6: MapHandle,
     pub capture_settings: MapHandle,
     pub captured: MapHandle,
     pub capture_scratch: MapHandle,
@@ -98,6 +102,8 @@ fn log_libbpf() {
 fn refused(program: &'static str) -> impl Fn(libbpf_rs::Error) -> BpfError {
     move |source| match source.kind() {
         ErrorKind::PermissionDenied if !nix::unistd::geteuid().is_root() => BpfError::Permission { program },
+        // EMFILE has no kind of its own.
+        _ if format!("{source:#}").contains("os error 24") => BpfError::Descriptors { program },
         _ => BpfError::Load { program, source },
     }
 }
@@ -130,6 +136,7 @@ pub(super) fn native(
         near_interfaces: shared(&maps.near_interfaces)?,
         interfaces: shared(&maps.interfaces)?,
         ports: shared(&maps.ports)?,
+        guards: shared(&maps.guards)?,
         near_stations: shared(&maps.near_stations)?,
         fdb: shared(&maps.fdb)?,
         hosts4: shared(&maps.hosts4)?,
@@ -147,6 +154,8 @@ pub(super) fn native(
         counters: handle(&maps.counters)?,
         used: handle(&maps.used)?,
         devices: handle(&maps.devices)?,
+        near_routes4: handle(&maps.near_routes4)?,
+        near_routes6: handle(&maps.near_routes6)?,
         capture_settings: handle(&maps.capture_settings)?,
         captured: handle(&maps.captured)?,
         capture_scratch: handle(&maps.capture_scratch)?,
@@ -191,6 +200,7 @@ macro_rules! load_over {
             (&mut maps.near_interfaces, mirrored.near_interfaces.as_fd()),
             (&mut maps.interfaces, mirrored.interfaces.as_fd()),
             (&mut maps.ports, mirrored.ports.as_fd()),
+            (&mut maps.guards, mirrored.guards.as_fd()),
             (&mut maps.near_stations, mirrored.near_stations.as_fd()),
             (&mut maps.fdb, mirrored.fdb.as_fd()),
             (&mut maps.hosts4, mirrored.hosts4.as_fd()),
@@ -202,6 +212,8 @@ macro_rules! load_over {
             (&mut maps.nodes, mirrored.nodes.as_fd()),
             (&mut maps.counters, plain.counters.as_fd()),
             (&mut maps.devices, plain.devices.as_fd()),
+            (&mut maps.near_routes4, plain.near_routes4.as_fd()),
+            (&mut maps.near_routes6, plain.near_routes6.as_fd()),
             (&mut maps.capture_settings, plain.capture_settings.as_fd()),
             (&mut maps.captured, plain.captured.as_fd()),
             (&mut maps.capture_scratch, plain.capture_scratch.as_fd()),
@@ -356,4 +368,16 @@ pub(super) fn recording(
 /// `struct xdp_metadata_ops` is a type of the kernel proper even where veth is a module.
 fn veth_keeps_skb() -> bool {
     Btf::from_vmlinux().is_ok_and(|btf| btf.type_by_name::<types::Struct<'_>>("xdp_metadata_ops").is_some())
+}
+
+/// Whether the programs, loaded now, can ask conntrack. Where it is a module its functions are found by those only who may look
+/// at the types of modules.
+pub fn can_look_up() -> bool {
+    const FUNCTIONS: [&str; 3] = ["bpf_xdp_ct_lookup", "bpf_skb_ct_lookup", "bpf_ct_release"];
+    let has_all = |btf: &Btf<'_>| FUNCTIONS.iter().all(|name| btf.type_by_name::<types::Func<'_>>(name).is_some());
+    let in_module = || {
+        Path::new("/sys/kernel/btf/nf_conntrack").exists()
+            && caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN).unwrap_or(false)
+    };
+    Btf::from_vmlinux().is_ok_and(|btf| has_all(&btf)) || in_module()
 }

@@ -17,7 +17,7 @@ mod repeat;
 mod sync;
 mod sys;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
@@ -29,6 +29,7 @@ pub use attach::XdpMode;
 pub use capture::{Place, ProgramRecord, RECORD_BYTES, Records};
 pub use error::{AttachError, BpfError};
 pub use layout::{HEARTBEAT_BYTES, HEARTBEAT_STRIDE, PortCounters};
+pub use load::can_look_up;
 pub use repeat::TcKind;
 pub use sync::Writes;
 pub use sys::{EventRings, LinkKind, LinkState, TestRun, libbpf_version};
@@ -46,12 +47,15 @@ pub struct Steering {
     /// The tc program, loaded when the first port takes the kernel path.
     repeat: Option<load::Program>,
     tc_kind: TcKind,
+    can_look_up: bool,
     mirrored: sync::Mirrored,
     plain: load::PlainMaps,
     /// Attachments by interface index.
     links: HashMap<u32, (XdpMode, OwnedFd)>,
     /// The same of the tc program.
     tc_links: HashMap<u32, repeat::TcLink>,
+    /// Interfaces that were entered into the map of devices, where the kernel removes those that go.
+    entered: HashSet<u32>,
     used: SharedWords,
     capture: capture::Capture,
     /// What the counters of a port number showed when it was handed out.
@@ -115,6 +119,11 @@ impl Steering {
         Ok(steering)
     }
 
+    /// Whether the programs can ask the kernel's conntrack.
+    pub fn can_look_up(&self) -> bool {
+        self.can_look_up
+    }
+
     fn load_over(pinned: impl Fn(&str) -> Option<Result<MapHandle, BpfError>>) -> Result<Self, BpfError> {
         let (native, mirrored, plain) = load::native(pinned)?;
         let mirrored = sync::Mirrored::new(mirrored)?;
@@ -127,10 +136,12 @@ impl Steering {
             generic: None,
             repeat: None,
             tc_kind: repeat::best_kind(),
+            can_look_up: can_look_up(),
             mirrored,
             plain,
             links: HashMap::new(),
             tc_links: HashMap::new(),
+            entered: HashSet::new(),
             used,
             capture: capture::Capture::default(),
             baselines: vec![PortCounters::default(); limits::MAX_PORTS + 1],
@@ -152,6 +163,7 @@ impl Steering {
             mirrored.near_interfaces.as_fd(),
             mirrored.interfaces.as_fd(),
             mirrored.ports.as_fd(),
+            mirrored.guards.as_fd(),
             mirrored.near_stations.as_fd(),
             mirrored.fdb.as_fd(),
             mirrored.hosts4.as_fd(),
@@ -254,9 +266,9 @@ impl Steering {
         }
     }
 
-    /// Whether programs and maps outlive this process.
+    /// Whether programs and maps outlive this process. Somebody may have unmounted the file system of the pins.
     pub fn is_pinned(&self) -> bool {
-        self.pins.is_some()
+        self.pins.as_ref().is_some_and(|pins| pins.directory().exists())
     }
 
     /// Where they are pinned.
@@ -302,19 +314,35 @@ impl Steering {
     }
 
     /// Tells the tc program that packets may go out of this interface while nobody keeps its tables.
-    fn enter_device(&self, ifindex: u32) {
+    fn enter_device(&mut self, ifindex: u32) {
         let key = ifindex.to_ne_bytes();
-        if let Err(error) = self.plain.devices.update(&key, &key, MapFlags::ANY) {
+        match self.plain.devices.update(&key, &key, MapFlags::ANY) {
+            Ok(()) => drop(self.entered.insert(ifindex)),
             // It is gone, or will be missed only by a daemon that has ended.
-            tracing::debug!(%error, ifindex, "entering an interface");
+            Err(error) => tracing::debug!(%error, ifindex, "entering an interface"),
         }
     }
 
-    fn leave_device(&self, ifindex: u32) {
+    fn leave_device(&mut self, ifindex: u32) {
         if !self.links.contains_key(&ifindex) && !self.tc_links.contains_key(&ifindex) {
+            self.entered.remove(&ifindex);
             // The kernel has removed the entry of one that is gone.
             let _ = self.plain.devices.delete(&ifindex.to_ne_bytes());
         }
+    }
+
+    /// Whether what was attached to interface `ifindex` is not there any more, although there is an interface of this index:
+    /// it is another one than before, was away in another namespace meanwhile, or somebody has taken the program off. Sockets
+    /// that were bound to it are dead, too, or get nothing.
+    pub fn has_lost(&self, ifindex: u32) -> bool {
+        let key = ifindex.to_ne_bytes();
+        let is_entered = || matches!(self.plain.devices.lookup(&key, MapFlags::ANY), Ok(Some(_)));
+        if self.entered.contains(&ifindex) && !is_entered() {
+            return true;
+        }
+        let is_off = |link: &OwnedFd| sys::link_state(link.as_fd()).is_ok_and(|state| state.ifindex != ifindex);
+        self.links.get(&ifindex).is_some_and(|(_, link)| is_off(link))
+            || matches!(self.tc_links.get(&ifindex), Some(repeat::TcLink::Tcx(link)) if is_off(link))
     }
 
     /// Shows the tc program that the tables are being kept up to date, at `now_ns` of `CLOCK_MONOTONIC_COARSE`. It trusts

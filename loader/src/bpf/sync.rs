@@ -286,6 +286,7 @@ pub(super) struct MirroredMaps {
     pub near_interfaces: Arc<MapHandle>,
     pub interfaces: Arc<MapHandle>,
     pub ports: Arc<MapHandle>,
+    pub guards: Arc<MapHandle>,
     pub near_stations: Arc<MapHandle>,
     pub fdb: Arc<MapHandle>,
     pub hosts4: Arc<MapHandle>,
@@ -309,9 +310,10 @@ pub(super) struct Mirrored {
 #[derive(Debug)]
 struct Snapshot {
     copy: usize,
-    near_interfaces: Slots<{ layout::NEAR_BYTES }>,
+    near_interfaces: Slots<{ layout::PORT_BYTES }>,
     interfaces: Keyed<4, 4>,
     ports: Slots<{ layout::PORT_BYTES }>,
+    guards: Slots<{ layout::GUARD_BYTES }>,
     near_stations: Slots<{ layout::NEAR_STATION_BYTES }>,
     fdb: Keyed<8, 8>,
     hosts4: Keyed<8, 4>,
@@ -328,9 +330,10 @@ struct Snapshot {
 /// The changes of every table.
 #[derive(Default)]
 struct Plan {
-    near_interfaces: SlotChanges<{ layout::NEAR_BYTES }>,
+    near_interfaces: SlotChanges<{ layout::PORT_BYTES }>,
     interfaces: Changes<4, 4>,
     ports: SlotChanges<{ layout::PORT_BYTES }>,
+    guards: SlotChanges<{ layout::GUARD_BYTES }>,
     near_stations: SlotChanges<{ layout::NEAR_STATION_BYTES }>,
     fdb: Changes<8, 8>,
     hosts4: Changes<8, 4>,
@@ -409,6 +412,7 @@ impl Snapshot {
             near_interfaces: Slots::new(&maps.near_interfaces, "interfaces", copy)?,
             interfaces: Keyed::new(&maps.interfaces, "interfaces")?,
             ports: Slots::new(&maps.ports, "ports", copy)?,
+            guards: Slots::new(&maps.guards, "guards", copy)?,
             near_stations: Slots::new(&maps.near_stations, "MAC addresses", copy)?,
             fdb: Keyed::new(&maps.fdb, "MAC addresses in the forwarding database")?,
             hosts4: Keyed::new(&maps.hosts4, "IPv4 neighbours")?,
@@ -429,28 +433,37 @@ impl Snapshot {
         let last = self.last.take();
         let last = last.as_ref();
         let same_ports = last.is_some_and(|last| Arc::ptr_eq(&last.ports, &tables.ports));
-        if !same_ports || !last.is_some_and(|last| Arc::ptr_eq(&last.fdb, &tables.fdb)) {
+        let same_guards = last.is_some_and(|last| Arc::ptr_eq(&last.guards, &tables.guards));
+        if !same_guards {
+            let count = tables.guards.iter().last().map_or(0, |(id, _)| id.index() + 1);
+            let mut slots = vec![[0; layout::GUARD_BYTES]; count];
+            tables.guards.iter().for_each(|(id, guard)| slots[id.index()] = layout::guard(guard));
+            plan.guards = self.guards.plan(slots.into_iter())?;
+        }
+        let same_stations = last.is_some_and(|last| Arc::ptr_eq(&last.fdb, &tables.fdb));
+        if !same_ports || !same_guards || !same_stations {
             let stations = only_stations(tables);
             let count = tables.ports.iter().last().map_or(0, |(id, _)| id.index() + 1);
             let mut slots = vec![[0; layout::PORT_BYTES]; count];
             for (id, port) in tables.ports.iter() {
-                slots[id.index()] = layout::port(port, stations.get(&id).copied().flatten());
+                let station = stations.get(&id).copied().flatten();
+                slots[id.index()] = layout::port(id, port, station, tables.guards.get(id));
             }
+            plan.near_interfaces = self.near_interfaces.plan(near_interfaces(&slots).into_iter())?;
             plan.ports = self.ports.plan(slots.into_iter())?;
+            plan.near_stations = self.near_stations.plan(near_stations(tables).into_iter())?;
         }
         if !same_ports {
-            plan.near_interfaces = self.near_interfaces.plan(near_interfaces(tables).into_iter())?;
             let numbers =
                 tables.ports.iter().map(|(id, port)| (layout::interface(copy, port.ifindex), index(u32::from(id.0))));
             plan.interfaces = self.interfaces.plan(numbers)?;
         }
-        if !last.is_some_and(|last| Arc::ptr_eq(&last.fdb, &tables.fdb)) {
+        if !same_stations {
             let entries = tables
                 .fdb
                 .iter()
                 .map(|(mac, entry)| (layout::station_key(copy, mac), layout::station(entry.port, entry.activity)));
             plan.fdb = self.fdb.plan(entries)?;
-            plan.near_stations = self.near_stations.plan(near_stations(tables).into_iter())?;
         }
         if !last.is_some_and(|last| Arc::ptr_eq(&last.hosts, &tables.hosts)) {
             let hosts = tables.hosts.iter4();
@@ -482,6 +495,7 @@ impl Snapshot {
 
     /// Nobody reads this copy, so the order does not matter.
     fn put(&mut self, plan: &mut Plan, writes: &mut Writes) -> Result<(), BpfError> {
+        self.guards.put(&plan.guards, writes)?;
         self.ports.put(&plan.ports, writes)?;
         self.near_interfaces.put(&plan.near_interfaces, writes)?;
         self.adjacencies.put(&plan.adjacencies, writes)?;
@@ -508,7 +522,8 @@ impl Snapshot {
         self.node.clear(&plan.node, writes)?;
         self.next_hops.clear(&plan.next_hops, writes)?;
         self.adjacencies.clear(&plan.adjacencies, writes)?;
-        self.ports.clear(&plan.ports, writes)
+        self.ports.clear(&plan.ports, writes)?;
+        self.guards.clear(&plan.guards, writes)
     }
 }
 
@@ -522,12 +537,12 @@ fn only_stations(tables: &Tables) -> HashMap<PortId, Option<(MacAddr, u32)>> {
 }
 
 /// Slots of [`limits::NEAR_INTERFACES`]: the first port that has a slot keeps it.
-fn near_interfaces(tables: &Tables) -> Vec<[u8; layout::NEAR_BYTES]> {
-    let mut slots = vec![[0; layout::NEAR_BYTES]; limits::NEAR_INTERFACES];
-    for (id, port) in tables.ports.iter() {
-        let slot = &mut slots[port.ifindex as usize % limits::NEAR_INTERFACES];
-        if *slot == [0; layout::NEAR_BYTES] {
-            *slot = layout::near(port.ifindex, id);
+fn near_interfaces(ports: &[[u8; layout::PORT_BYTES]]) -> Vec<[u8; layout::PORT_BYTES]> {
+    let mut slots = vec![[0; layout::PORT_BYTES]; limits::NEAR_INTERFACES];
+    for port in ports {
+        let slot = &mut slots[layout::port_ifindex(port) as usize % limits::NEAR_INTERFACES];
+        if *slot == [0; layout::PORT_BYTES] {
+            *slot = *port;
         }
     }
     slots
@@ -539,7 +554,7 @@ fn near_stations(tables: &Tables) -> Vec<[u8; layout::NEAR_STATION_BYTES]> {
     for (mac, entry) in tables.fdb.iter() {
         let place = &mut places[layout::near_place(mac)];
         if *place == [0; layout::NEAR_STATION_BYTES] {
-            *place = layout::near_station(mac, entry.port, entry.activity);
+            *place = layout::near_station(mac, entry.port, tables.ports.get(entry.port), entry.activity);
         }
     }
     places

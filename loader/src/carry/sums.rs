@@ -83,6 +83,7 @@ sums! {
         repeated: u64,
         repeated_bytes: u64,
         passed: Breakdown,
+        guarded: Breakdown,
         socket_drops: SocketDrops,
         worker_rx: u64,
         forwarded: u64,
@@ -162,7 +163,7 @@ impl PortSums {
     /// With accounts that add up: they were not read at one instant, and packets were on their way. What was counted only at
     /// its start is counted as lost with the daemon, what was counted only at its end as received; no count becomes less.
     pub fn settled(mut self) -> Self {
-        for parts in [&mut self.passed, &mut self.kernel, &mut self.dropped, &mut self.tx_dropped] {
+        for parts in [&mut self.passed, &mut self.guarded, &mut self.kernel, &mut self.dropped, &mut self.tx_dropped] {
             parts.carry(&Breakdown::default());
         }
         let sum = |parts: &[u64]| parts.iter().fold(0u64, |sum, part| sum.saturating_add(*part));
@@ -176,7 +177,7 @@ impl PortSums {
         let taken = sum(&[self.worker_rx, self.socket_drops.total()]);
         let steered = level(self.steered, taken);
         self.worker_rx = self.worker_rx.saturating_add(steered - taken);
-        let decided = sum(&[self.passed.total, self.repeated, steered]);
+        let decided = sum(&[self.passed.total, self.guarded.total, self.repeated, steered]);
         self.rx_packets = level(self.rx_packets, decided);
         let unknown = self.rx_packets - decided;
         self.steered = steered.saturating_add(unknown);

@@ -3,11 +3,9 @@
 //! What becomes a port and what does not is asked of the daemon's own code ([`wanted_ports`]), so that check and daemon
 //! never disagree.
 
-use std::fs;
-
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
 use podlane_dataplane::limits::MAX_QUEUES;
-use podlane_dataplane::table::PortKind;
+use podlane_dataplane::table::{PortKind, Translation};
 
 use super::Line;
 use crate::compile::{PortWish, Wanted, WantedPort, wanted_ports};
@@ -15,6 +13,8 @@ use crate::config::Config;
 use crate::kernel::{HostPortNames, Kernel, Switches, read_switches};
 use crate::mirror::world::{Link, LinkKind};
 use crate::mirror::{Changes, Mirror, NetlinkError, World};
+use crate::netfilter::Effects;
+use crate::netfilter::watch::Watch;
 
 /// Interfaces that are listed in a sentence; more would hide it.
 const LISTED: usize = 10;
@@ -87,7 +87,10 @@ pub fn lines(config: &Config) -> Vec<Line> {
     lines.extend(pods(config, &wanted, Program::find));
     lines.extend(cluster(&world, config, &wanted));
     lines.extend(forwarding(&read_switches(interfaces)));
-    lines.extend(netfilter(&world, config, &read_netfilter()));
+    lines.extend(match Watch::start() {
+        Ok(watch) => netfilter(&watch.rules().effects_here(&world, config, &wanted, crate::bpf::can_look_up())),
+        Err(error) => vec![Line::warn("netfilter", error.to_string(), "run this as root")],
+    });
     lines
 }
 
@@ -224,28 +227,17 @@ pub(super) fn forwarding(switches: &Switches) -> Vec<Line> {
     vec![line("IPv4", &switches.ipv4_off), line("IPv6", &switches.ipv6_off)]
 }
 
-/// The sysctls of br_netfilter that are on; empty also if the module is not there.
-fn read_netfilter() -> Vec<&'static str> {
-    let is_on =
-        |name: &&str| fs::read_to_string(format!("/proc/sys/net/bridge/{name}")).is_ok_and(|value| value.trim() == "1");
-    ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"].into_iter().filter(is_on).collect()
-}
-
-/// Whether bridged packets traverse iptables, which those that Podlane bridges do not.
-pub(super) fn netfilter(world: &World, config: &Config, switches: &[&str]) -> Option<Line> {
-    let subject = "bridged netfilter";
-    let of_bridge = world.link_named(config.bridge.as_str()).and_then(|link| link.bridge.as_ref());
-    let mut on: Vec<_> = switches.iter().map(|name| format!("net.bridge.{name}")).collect();
-    if of_bridge.is_some_and(|bridge| bridge.calls_netfilter) {
-        on.push(format!("nf_call_iptables of {}", config.bridge));
-    }
-    if on.is_empty() {
-        return Some(Line::ok(subject, "off: bridged packets do not traverse iptables, with Podlane or without"));
-    }
-    let found = format!(
-        "on ({}): packets that the kernel bridges between pods traverse iptables, those that Podlane bridges do not",
-        on.join(", ")
-    );
-    let cure = "nothing, unless rules must see traffic between pods of this node: then name their ports in `skip`";
-    Some(Line::warn(subject, found, cure))
+/// What the node's netfilter rules mean for the ports.
+pub(super) fn netfilter(effects: &Effects) -> Vec<Line> {
+    let subject = "netfilter";
+    let cure = "nothing, if the rules shall apply to traffic between pods; docs/services.md says what else can be done";
+    let mut lines: Vec<Line> = effects.notes.iter().map(|note| Line::warn(subject, note.as_str(), cure)).collect();
+    lines.push(match effects.translation {
+        Translation::None => Line::ok(subject, "nothing translates addresses: conntrack is not asked"),
+        Translation::Strict | Translation::Liberal => Line::ok(
+            subject,
+            "conntrack is asked about each frame before it is taken: what it translates is the kernel's",
+        ),
+    });
+    lines
 }

@@ -13,6 +13,7 @@ use crate::config::{Host, Settings};
 use crate::kernel::Switches;
 use crate::mirror::World;
 use crate::mirror::world::{Bridge, Link, LinkKind};
+use crate::netfilter::Effects;
 use crate::status::WIDTH;
 
 fn config(text: &str) -> Result<Config, ConfigError> {
@@ -187,12 +188,10 @@ fn the_kernels_switches_are_judged() {
     assert_eq!(lines[1].level, Level::Ok);
     let none = Switches { ipv6_off: vec!["net.ipv6 (the kernel has no IPv6)".to_owned()], ..Switches::default() };
     assert!(!forwarding(&none)[1].cure.as_ref().unwrap().contains("sysctl"));
-    let level = |change: fn(&mut Link, &mut Link, &mut Link), switches: &[&str]| {
-        netfilter(&world(change), &usual(), switches).unwrap().level
-    };
-    assert_eq!(level(|_, _, _| (), &[]), Level::Ok);
-    assert_eq!(level(|_, _, _| (), &["bridge-nf-call-iptables"]), Level::Warn);
-    assert_eq!(level(|bridge, _, _| bridge.bridge.as_mut().unwrap().calls_netfilter = true, &[]), Level::Warn);
+    let levels = |effects: &Effects| netfilter(effects).iter().map(|line| line.level).collect::<Vec<_>>();
+    assert_eq!(levels(&Effects::default()), [Level::Ok]);
+    let found = Effects { notes: vec!["Table inet a chain b drops.".to_owned()], ..Effects::default() };
+    assert_eq!(levels(&found), [Level::Warn, Level::Ok]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Which interfaces should be ports, and why others are not.
 
+use std::collections::BTreeMap;
+
 use podlane_dataplane::limits;
 use podlane_dataplane::table::PortKind;
 
@@ -70,7 +72,13 @@ pub fn wanted_ports(world: &World, wish: &PortWish<'_>, mut queues: impl FnMut(&
         Some(link) if link.kind != LinkKind::Bridge => {
             wanted.bridge_problem = format!("{} is not a bridge (its kind is {})", link.name, link.kind.name());
         }
-        Some(link) => wanted.bridge = Some(link.ifindex),
+        Some(link) => {
+            wanted.bridge = Some(link.ifindex);
+            if !link.up {
+                let name = &link.name;
+                wanted.bridge_problem = format!("{name} is down; `ip link set {name} up` brings it up");
+            }
+        }
     }
     let mut candidates: Vec<(&Link, PortKind)> = Vec::new();
     for name in wish.uplinks {
@@ -87,7 +95,7 @@ pub fn wanted_ports(world: &World, wish: &PortWish<'_>, mut queues: impl FnMut(&
         if wish.host_port.contains(&link.ifindex) || wish.uplinks.contains(&link.name) {
             continue;
         }
-        match pod(link, wish) {
+        match pod(world, link, wish) {
             Ok(()) => candidates.push((link, PortKind::Pod)),
             Err(why) => wanted.refuse(&link.name, why),
         }
@@ -114,6 +122,16 @@ pub fn wanted_ports(world: &World, wish: &PortWish<'_>, mut queues: impl FnMut(&
 }
 
 impl Wanted {
+    /// Leaves ports to the kernel that are to be ports otherwise; each comes with a sentence that says why.
+    pub fn leave(&mut self, ports: &BTreeMap<String, String>) {
+        let (left, kept) = std::mem::take(&mut self.ports).into_iter().partition(|port| ports.contains_key(&port.name));
+        self.ports = kept;
+        let left: Vec<WantedPort> = left;
+        for port in left {
+            self.refuse(&port.name, format!("{} is left to the kernel: {}", port.name, ports[&port.name]));
+        }
+    }
+
     fn refuse(&mut self, name: &str, why: String) {
         self.refused.push(Refusal { name: name.to_owned(), why });
     }
@@ -145,16 +163,24 @@ fn uplink<'a>(world: &'a World, name: &str, wish: &PortWish<'_>) -> Result<&'a L
     Ok(link)
 }
 
-fn pod(link: &Link, wish: &PortWish<'_>) -> Result<(), String> {
-    skipped(&link.name, wish)?;
-    if link.kind == LinkKind::Veth {
-        return Ok(());
+fn pod(world: &World, link: &Link, wish: &PortWish<'_>) -> Result<(), String> {
+    let name = &link.name;
+    skipped(name, wish)?;
+    if link.kind != LinkKind::Veth {
+        return Err(format!(
+            "{name} is a member of the bridge but not a veth (its kind is {}), so it is not a pod's: its traffic stays with \
+             the kernel",
+            link.kind.name()
+        ));
     }
-    Err(format!(
-        "{} is a member of the bridge but not a veth (its kind is {}), so it is not a pod's: its traffic stays with the kernel",
-        link.name,
-        link.kind.name()
-    ))
+    if let Some(kind) = world.qdiscs.get(&link.ifindex).and_then(|kinds| kinds.first()) {
+        let place = if kind == "ingress" { "ingress" } else { "root" };
+        return Err(format!(
+            "{name} has the queueing discipline {kind} (a limit of bandwidth?), which Podlane's packets would go past: its \
+             traffic stays with the kernel, until `tc qdisc del dev {name} {place}`"
+        ));
+    }
+    Ok(())
 }
 
 /// The MTU that the host port should have: the largest among the bridge's other members, so that it never makes the bridge's

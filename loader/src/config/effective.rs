@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{ChecksumMetadata, Config, XdpMode, format_list};
+use crate::engine::ZeroCopy;
 use crate::log::Format;
 
 impl Config {
@@ -10,12 +11,17 @@ impl Config {
     pub fn effective(&self) -> Value {
         let texts = |list: &[super::InterfaceName]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
         let port_paths: Vec<_> = self.port_paths.iter().map(|(name, path)| format!("{name}={}", path.word())).collect();
+        let guards = self.port_guards.iter().map(|(name, guard)| format!("{name}={}", guard.word()));
+        let port_guards: Vec<_> = guards.collect();
         let format = Format::WORDS.iter().find(|(_, format)| *format == self.log_format).map(|(word, _)| *word);
         json!({
             "file": self.file,
             "instance": self.instance.as_str(),
             "path": self.path.word(),
             "port_paths": port_paths,
+            "source_guard": self.source_guard.word(),
+            "port_guards": port_guards,
+            "bypass_netfilter": self.bypass_netfilter,
             "bridge": self.bridge.as_str(),
             "uplinks": texts(&self.uplinks),
             "cluster_cidrs": self.cluster_cidrs,
@@ -25,6 +31,11 @@ impl Config {
             "xdp_mode": match self.xdp_mode {
                 XdpMode::Native => "native",
                 XdpMode::Generic => "generic",
+            },
+            "zero_copy": match self.zero_copy {
+                ZeroCopy::Auto => "auto",
+                ZeroCopy::Require => "require",
+                ZeroCopy::Off => "off",
             },
             "checksum_metadata": match self.checksum_metadata {
                 ChecksumMetadata::Auto => "auto",

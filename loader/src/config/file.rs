@@ -14,10 +14,13 @@ use super::settings::{Given, Origin, Problem, Settings};
 pub const MAX_FILE: u64 = 1 << 20;
 
 /// Every key of the file, in the order of the sample.
-pub const KEYS: [&str; 20] = [
+pub const KEYS: [&str; 24] = [
     "instance",
     "path",
     "port_paths",
+    "source_guard",
+    "port_guards",
+    "bypass_netfilter",
     "bridge",
     "uplinks",
     "cluster_cidrs",
@@ -25,6 +28,7 @@ pub const KEYS: [&str; 20] = [
     "cpus",
     "frames",
     "xdp_mode",
+    "zero_copy",
     "checksum_metadata",
     "idle_spin_us",
     "big_tcp",
@@ -137,6 +141,7 @@ impl Reader<'_> {
             "cpus" => settings.cpus = self.cpus(origin, value),
             "frames" => settings.frames = self.integer(origin, value),
             "xdp_mode" => settings.xdp_mode = self.string(origin, value),
+            "zero_copy" => settings.zero_copy = self.string(origin, value),
             "checksum_metadata" => settings.checksum_metadata = self.string(origin, value),
             "idle_spin_us" => settings.idle_spin_us = self.integer(origin, value),
             "big_tcp" => settings.big_tcp = self.integer(origin, value),
@@ -145,6 +150,9 @@ impl Reader<'_> {
             "cni_cache" => settings.cni_cache = self.string(origin, value),
             "bpffs" => settings.bpffs = self.string(origin, value),
             "skip" => settings.skip = self.strings(origin, value),
+            "source_guard" => settings.source_guard = self.string(origin, value),
+            "port_guards" => settings.port_guards = self.strings(origin, value),
+            "bypass_netfilter" => settings.bypass_netfilter = self.boolean(origin, value),
             "log" => settings.log = self.string(origin, value),
             "log_format" => settings.log_format = self.string(origin, value),
             _ => {}
@@ -169,6 +177,16 @@ impl Reader<'_> {
             DeValue::String(text) => Some(Given { value: text.to_string(), origin }),
             _ => {
                 self.wrong_type(origin, "text in quotes", value);
+                None
+            }
+        }
+    }
+
+    fn boolean(&mut self, origin: Origin, value: &Value<'_>) -> Option<Given<bool>> {
+        match value.get_ref() {
+            DeValue::Boolean(value) => Some(Given { value: *value, origin }),
+            _ => {
+                self.wrong_type(origin, "true or false, without quotes,", value);
                 None
             }
         }
@@ -256,6 +274,7 @@ mod tests {
             frames = 0x1000
             xdp_mode = "m"
             checksum_metadata = "c"
+            zero_copy = "z"
             idle_spin_us = 1_000
             big_tcp = 196_608
             local_mtu = 65_000
@@ -265,6 +284,9 @@ mod tests {
             log = "l"
             log_format = "f"
             bpffs = "b"
+            source_guard = "g"
+            port_guards = ["a=off"]
+            bypass_netfilter = true
         "#;
         let (settings, problems) = read(text);
         assert_eq!(problems, []);
@@ -282,15 +304,19 @@ mod tests {
             frames: number(10, "frames", 4096),
             xdp_mode: Some(text(11, "xdp_mode", "m")),
             checksum_metadata: Some(text(12, "checksum_metadata", "c")),
-            idle_spin_us: number(13, "idle_spin_us", 1000),
-            big_tcp: number(14, "big_tcp", 196_608),
-            local_mtu: number(15, "local_mtu", 65_000),
-            metrics_address: Some(text(16, "metrics_address", "a")),
-            cni_cache: Some(text(17, "cni_cache", "d")),
-            skip: Some(vec![text(18, "skip", "s")]),
-            log: Some(text(19, "log", "l")),
-            log_format: Some(text(20, "log_format", "f")),
-            bpffs: Some(text(21, "bpffs", "b")),
+            zero_copy: Some(text(13, "zero_copy", "z")),
+            idle_spin_us: number(14, "idle_spin_us", 1000),
+            big_tcp: number(15, "big_tcp", 196_608),
+            local_mtu: number(16, "local_mtu", 65_000),
+            metrics_address: Some(text(17, "metrics_address", "a")),
+            cni_cache: Some(text(18, "cni_cache", "d")),
+            skip: Some(vec![text(19, "skip", "s")]),
+            log: Some(text(20, "log", "l")),
+            log_format: Some(text(21, "log_format", "f")),
+            bpffs: Some(text(22, "bpffs", "b")),
+            source_guard: Some(text(23, "source_guard", "g")),
+            port_guards: Some(vec![text(24, "port_guards", "a=off")]),
+            bypass_netfilter: Some(Given { value: true, origin: Origin::Line(25, "bypass_netfilter") }),
         };
         assert_eq!(settings, expected);
     }
@@ -321,7 +347,7 @@ mod tests {
             let expected = format!("there is no key {wrong:?}; did you mean `{right}`?");
             assert_eq!(problems(&format!("{wrong} = 1")), [(1, expected)]);
         }
-        assert!(problems("zebra = 1")[0].1.contains("the keys are instance, path, port_paths, bridge"));
+        assert!(problems("zebra = 1")[0].1.contains("the keys are instance, path, port_paths, source_guard"));
         assert!(problems("[server]\nbridge = \"b\"")[0].1.contains("no section [server]"));
     }
 

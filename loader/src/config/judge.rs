@@ -18,7 +18,7 @@ use crate::large::{MAX_BIG_TCP, MAX_LOCAL_MTU, MIN_BIG_TCP, MIN_LOCAL_MTU, Wish}
 use crate::metrics::http::DEFAULT_ADDRESS;
 use crate::names::cni;
 
-use super::{DEFAULT_FILE, DEFAULT_WORKERS, InterfaceName, MAX_FRAMES, MIN_FRAMES, PathChoice, cidr};
+use super::{DEFAULT_FILE, DEFAULT_WORKERS, InterfaceName, MAX_FRAMES, MIN_FRAMES, cidr};
 
 /// Judges settings and collects what is wrong with them.
 pub struct Judge {
@@ -112,31 +112,37 @@ impl Judge {
         }
     }
 
-    /// Paths of single ports, each once.
-    pub fn port_paths(&mut self, given: Vec<Given<String>>) -> BTreeMap<InterfaceName, PathChoice> {
-        let mut paths = BTreeMap::new();
+    /// Choices for single ports, each port once. `example` is one, with the word for what is chosen in front.
+    pub fn ports<T: Copy>(
+        &mut self,
+        given: Vec<Given<String>>,
+        choices: &[(&str, T)],
+        example: (&str, &str),
+    ) -> BTreeMap<InterfaceName, T> {
+        let mut chosen = BTreeMap::new();
         if let Some(beyond) = given.get(MAX_PORTS) {
             self.complain(
                 beyond,
                 format_args!("{} ports are given and at most {MAX_PORTS} are supported", given.len()),
             );
-            return paths;
+            return chosen;
         }
         for item in given {
             let Some((name, word)) = item.value.split_once('=') else {
-                self.complain(&item, format_args!("{:?} is not IFACE=PATH, such as veth0=kernel", item.value));
+                let (what, example) = example;
+                self.complain(&item, format_args!("{:?} is not IFACE={what}, such as veth0={example}", item.value));
                 continue;
             };
             let part = |text: &str| Given { value: text.trim().to_owned(), origin: item.origin };
             let name: Option<InterfaceName> = self.parse(&part(name));
-            let choice = self.choice(Some(part(word)), &PathChoice::WORDS);
+            let choice = self.choice(Some(part(word)), choices);
             let (Some(name), Some(choice)) = (name, choice) else { continue };
-            if paths.contains_key(&name) {
+            if chosen.contains_key(&name) {
                 self.complain(&item, format_args!("{name} is given twice; leave one out"));
             }
-            paths.insert(name, choice);
+            chosen.insert(name, choice);
         }
-        paths
+        chosen
     }
 
     /// Bridge and uplinks, which must be given and must differ. What is absent is only complained about if `readable`.

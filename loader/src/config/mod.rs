@@ -22,6 +22,7 @@ use judge::Judge;
 use podlane_dataplane::limits::CHUNK_SIZE;
 
 use crate::bpf::pins::Root;
+use crate::engine::ZeroCopy;
 use crate::large::Wish;
 use crate::log::{Format, LogFilter};
 
@@ -97,6 +98,36 @@ impl PathChoice {
     }
 }
 
+/// What a pod's port may send from, where its addresses are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GuardChoice {
+    /// [`GuardChoice::Cluster`] for the pods that Podlane's own network plugin connected, [`GuardChoice::Off`] for all others:
+    /// a node that another plugin set up goes on allowing what it allowed.
+    #[default]
+    Auto,
+    /// Anything.
+    Off,
+    /// Its own MAC addresses; of the cluster's IP addresses, its own.
+    Cluster,
+    /// Its own MAC and IP addresses.
+    Strict,
+}
+
+impl GuardChoice {
+    /// The words for them.
+    pub const WORDS: [(&'static str, GuardChoice); 4] = [
+        ("auto", GuardChoice::Auto),
+        ("off", GuardChoice::Off),
+        ("cluster", GuardChoice::Cluster),
+        ("strict", GuardChoice::Strict),
+    ];
+
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        Self::WORDS[self as usize].0
+    }
+}
+
 /// A whole, valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -108,6 +139,12 @@ pub struct Config {
     pub path: PathChoice,
     /// The path of single ports, by their interface.
     pub port_paths: BTreeMap<InterfaceName, PathChoice>,
+    /// The source guard of all ports that `port_guards` does not name.
+    pub source_guard: GuardChoice,
+    /// The source guard of single ports, by their interface.
+    pub port_guards: BTreeMap<InterfaceName, GuardChoice>,
+    /// Whether packets are taken past netfilter rules that may drop, hold or change them.
+    pub bypass_netfilter: bool,
     /// The bridge whose members are pods.
     pub bridge: InterfaceName,
     /// Interfaces towards other nodes; empty (said explicitly in the file) for a node that serves only its own pods.
@@ -126,6 +163,8 @@ pub struct Config {
     pub bpffs: Root,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
+    /// Whether uplinks' sockets are zero-copy.
+    pub zero_copy: ZeroCopy,
     /// Whether checksums may be left to TX metadata.
     pub checksum_metadata: ChecksumMetadata,
     /// How long a worker without traffic keeps looking before it sleeps.
@@ -222,7 +261,11 @@ impl Config {
         let all = settings.clone();
         let mut judge = Judge { problems };
         let path = judge.choice(settings.path, &PathChoice::WORDS);
-        let port_paths = judge.port_paths(settings.port_paths.unwrap_or_default());
+        let port_paths = settings.port_paths.unwrap_or_default();
+        let port_paths = judge.ports(port_paths, &PathChoice::WORDS, ("PATH", "kernel"));
+        let source_guard = judge.choice(settings.source_guard, &GuardChoice::WORDS);
+        let port_guards = settings.port_guards.unwrap_or_default();
+        let port_guards = judge.ports(port_guards, &GuardChoice::WORDS, ("GUARD", "off"));
         let instance = settings.instance.map_or_else(|| Some(InstanceName::default()), |name| judge.parse(&name));
         let (bridge, uplinks) = judge.interfaces(settings.bridge, settings.uplinks, readable);
         let skip = judge.skip(settings.skip.unwrap_or_default(), &uplinks);
@@ -236,6 +279,8 @@ impl Config {
         let cni_cache = judge.cni_cache(settings.cni_cache);
         let bpffs = judge.bpffs(settings.bpffs);
         let xdp_mode = judge.choice(settings.xdp_mode, &[("native", XdpMode::Native), ("generic", XdpMode::Generic)]);
+        let zero_copy = [("auto", ZeroCopy::Auto), ("require", ZeroCopy::Require), ("off", ZeroCopy::Off)];
+        let zero_copy = judge.choice(settings.zero_copy, &zero_copy);
         let checksum_metadata = judge
             .choice(settings.checksum_metadata, &[("auto", ChecksumMetadata::Auto), ("off", ChecksumMetadata::Off)]);
         let log = settings.log.map_or_else(|| Some(LogFilter::default()), |log| judge.parse(&log));
@@ -246,12 +291,16 @@ impl Config {
                 instance,
                 path: path.unwrap_or_default(),
                 port_paths,
+                source_guard: source_guard.unwrap_or_default(),
+                port_guards,
+                bypass_netfilter: settings.bypass_netfilter.is_some_and(|given| given.value),
                 bridge,
                 uplinks,
                 cluster_cidrs,
                 cpus,
                 frames: frames.unwrap_or(DEFAULT_FRAMES),
                 xdp_mode: xdp_mode.unwrap_or_default(),
+                zero_copy: zero_copy.unwrap_or(ZeroCopy::Auto),
                 checksum_metadata: checksum_metadata.unwrap_or_default(),
                 idle_spin: Duration::from_micros(spin.unwrap_or(DEFAULT_IDLE_SPIN_US).into()),
                 large,

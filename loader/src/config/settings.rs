@@ -33,6 +33,12 @@ pub struct Settings {
     pub path: Option<Given<String>>,
     /// `port_paths`, each `IFACE=PATH`
     pub port_paths: Option<Vec<Given<String>>>,
+    /// `source_guard`
+    pub source_guard: Option<Given<String>>,
+    /// `port_guards`, each `IFACE=GUARD`
+    pub port_guards: Option<Vec<Given<String>>>,
+    /// `bypass_netfilter`
+    pub bypass_netfilter: Option<Given<bool>>,
     /// `bridge`
     pub bridge: Option<Given<String>>,
     /// `uplinks`
@@ -47,6 +53,8 @@ pub struct Settings {
     pub frames: Option<Given<i64>>,
     /// `xdp_mode`
     pub xdp_mode: Option<Given<String>>,
+    /// `zero_copy`
+    pub zero_copy: Option<Given<String>>,
     /// `checksum_metadata`
     pub checksum_metadata: Option<Given<String>>,
     /// `idle_spin_us`
@@ -76,6 +84,9 @@ impl Settings {
             instance: self.instance.or(file.instance),
             path: self.path.or(file.path),
             port_paths: self.port_paths.or(file.port_paths),
+            source_guard: self.source_guard.or(file.source_guard),
+            port_guards: self.port_guards.or(file.port_guards),
+            bypass_netfilter: self.bypass_netfilter.or(file.bypass_netfilter),
             bridge: self.bridge.or(file.bridge),
             uplinks: self.uplinks.or(file.uplinks),
             cluster_cidrs: self.cluster_cidrs.or(file.cluster_cidrs),
@@ -83,6 +94,7 @@ impl Settings {
             cpus: self.cpus.or(file.cpus),
             frames: self.frames.or(file.frames),
             xdp_mode: self.xdp_mode.or(file.xdp_mode),
+            zero_copy: self.zero_copy.or(file.zero_copy),
             checksum_metadata: self.checksum_metadata.or(file.checksum_metadata),
             idle_spin_us: self.idle_spin_us.or(file.idle_spin_us),
             big_tcp: self.big_tcp.or(file.big_tcp),

@@ -35,12 +35,16 @@ fn defaults() -> Config {
         instance: InstanceName::default(),
         path: PathChoice::AfXdp,
         port_paths: BTreeMap::new(),
+        source_guard: GuardChoice::Auto,
+        port_guards: BTreeMap::new(),
+        bypass_netfilter: false,
         bridge: "cbr0".parse().unwrap(),
         uplinks: vec!["eth0".parse().unwrap()],
         cluster_cidrs: Vec::new(),
         cpus: vec![0, 1, 2],
         frames: 16_384,
         xdp_mode: XdpMode::Native,
+        zero_copy: ZeroCopy::Auto,
         checksum_metadata: ChecksumMetadata::Auto,
         idle_spin: Duration::from_micros(50),
         large: Wish::default(),
@@ -131,6 +135,9 @@ fn each_rule_has_its_sentence() {
         ("path = \"kernal\"", "path: \"kernal\" is not one of af_xdp, kernel, auto; did you mean \"kernel\"?"),
         ("port_paths = [\"veth1\"]", "port_paths: \"veth1\" is not IFACE=PATH, such as veth0=kernel"),
         ("port_paths = [\"veth1=fast\"]", "port_paths: \"fast\" is not one of af_xdp, kernel, auto"),
+        ("port_guards = [\"veth1\"]", "port_guards: \"veth1\" is not IFACE=GUARD, such as veth0=off"),
+        ("bypass_netfilter = \"on\"", "bypass_netfilter: true or false, without quotes, is wanted here, not text"),
+        ("source_guard = \"on\"", "source_guard: \"on\" is not one of auto, off, cluster, strict"),
         ("port_paths = [\"v=auto\", \"v=kernel\"]", "port_paths: v is given twice; leave one out"),
         ("workers = 0", "workers: 0 is out of range; allowed are 1 to 16 workers"),
         ("workers = 17", "workers: 17 is out of range; allowed are 1 to 16 workers"),
@@ -150,6 +157,7 @@ fn each_rule_has_its_sentence() {
             "frames: 5000 is not a power of two; 4096 (16 MiB) and 8192 (32 MiB) of locked memory are the nearest",
         ),
         ("xdp_mode = \"natve\"", "xdp_mode: \"natve\" is not one of native, generic; did you mean \"native\"?"),
+        ("zero_copy = \"on\"", "zero_copy: \"on\" is not one of auto, require, off"),
         ("checksum_metadata = \"on\"", "checksum_metadata: \"on\" is not one of auto, off"),
         ("idle_spin_us = 1000001", "idle_spin_us: 1000001 is out of range; allowed are 0 to 1000000 microseconds"),
         (
@@ -313,7 +321,7 @@ fn every_path_has_its_own_word() {
 #[test]
 fn what_is_in_force_can_be_written_down_and_read_again() {
     let text = "bridge = \"b\"\nuplinks = [\"u\"]\nport_paths = [\"v=kernel\"]\ncluster_cidrs = [\"10.0.0.0/8\"]\n\
-                cpus = \"2,0\"\nlocal_mtu = 9000\nmetrics_address = \"off\"\nskip = [\"s\"]\nlog = \"warn,libbpf=debug\"\n\
+                cpus = \"2,0\"\nlocal_mtu = 9000\nmetrics_address = \"off\"\nskip = [\"s\"]\nport_guards = [\"v=strict\"]\nbypass_netfilter = true\nlog = \"warn,libbpf=debug\"\n\
                 log_format = \"json\"";
     let config = load(text).unwrap();
     let effective = config.effective();

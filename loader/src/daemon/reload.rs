@@ -9,6 +9,7 @@ use podlane_dataplane::limits::MAX_UPLINKS;
 use super::Daemon;
 use crate::check;
 use crate::config::{Config, ConfigError, Given, Host, Problem};
+use crate::guard::GuardPolicy;
 use crate::log;
 use crate::metrics::http::Server;
 use crate::mirror::Changes;
@@ -32,7 +33,13 @@ impl Prepared {
 /// The paths that a configuration wants.
 pub(super) fn policy(config: &Config) -> PathPolicy {
     let port_paths = config.port_paths.iter().map(|(name, choice)| (name.as_str().to_owned(), *choice));
-    PathPolicy { all: config.path, ports: port_paths.collect(), said: false }
+    PathPolicy { all: config.path, ports: port_paths.collect(), said: false, zero_copy: config.zero_copy }
+}
+
+/// The source guards that a configuration wants.
+pub(super) fn guard_policy(config: &Config) -> GuardPolicy {
+    let port_guards = config.port_guards.iter().map(|(name, choice)| (name.as_str().to_owned(), *choice));
+    GuardPolicy { all: config.source_guard, ports: port_guards.collect() }
 }
 
 impl Daemon {
@@ -133,6 +140,9 @@ impl Daemon {
         }
         if of(&["path", "port_paths"]) {
             self.policy = policy(&new.config);
+        }
+        if of(&["source_guard", "port_guards"]) {
+            self.guards.wish_for(guard_policy(&new.config));
         }
         if of(&["cni_cache"]) {
             self.names.follow(new.config.cni_cache.clone());

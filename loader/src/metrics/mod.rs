@@ -243,7 +243,7 @@ impl Snapshot {
         for port in ports {
             up.gauge(&vec![("port", &port.name)], if port.state == "forwarding" { 1.0 } else { 0.0 })?;
         }
-        let sizes: [(&str, &str, Option<&Unit>, OfPort); 4] = [
+        let sizes: [(&str, &str, Option<&Unit>, OfPort); 5] = [
             ("port_mtu", "Largest IP packet", Some(&Unit::Bytes), |port| Some(port.mtu)),
             (
                 "port_local_mtu",
@@ -253,6 +253,9 @@ impl Snapshot {
             ),
             ("port_big_tcp", "Segmentation size, where Podlane set one", Some(&Unit::Bytes), |port| port.big_tcp),
             ("port_queues", "Queues with a socket", None, |port| Some(port.queues)),
+            ("port_guarded", "1 if the pod may send from its own addresses only", None, |port| {
+                port.source_guard.as_ref().map(|guard| u32::from(guard.active))
+            }),
         ];
         for (name, help, unit, value) in sizes {
             let mut family = gauges(encoder, name, help, unit)?;
@@ -323,7 +326,9 @@ impl Snapshot {
         let mut dropped =
             counters(encoder, "port_dropped_packets", "Packets that came in through the port and were lost", None)?;
         for port in ports {
-            by_reason(&mut dropped, port, WORKER, &with_zeros(&port.dropped))?;
+            by_reason(&mut dropped, port, WORKER, &with_zeros(&port.dropped, WORKERS))?;
+            let guards: &[DropReason] = if port.source_guard.is_some() { GUARDS } else { &[] };
+            by_reason(&mut dropped, port, PROGRAM, &with_zeros(&port.guarded, guards))?;
             for (reason, count, _) in port.socket_drops.parts() {
                 dropped.counter(&vec![("port", &port.name), ("by", "socket"), ("reason", reason)], count)?;
             }
@@ -335,7 +340,7 @@ impl Snapshot {
             None,
         )?;
         for port in ports {
-            by_reason(&mut dropped, port, WORKER, &with_zeros(&port.tx_dropped))?;
+            by_reason(&mut dropped, port, WORKER, &with_zeros(&port.tx_dropped, WORKERS))?;
         }
         Ok(())
     }
@@ -473,10 +478,14 @@ impl Snapshot {
     }
 }
 
+/// Reasons of workers, and those of the source guard, which also a worker may have.
+const WORKERS: &[DropReason] = DropReason::ALL.split_at(DropReason::FIRST_OF_GUARD).0;
+const GUARDS: &[DropReason] = DropReason::ALL.split_at(DropReason::FIRST_OF_GUARD).1;
+
 /// Losses are few in kind, and an alert must see the first of them as an increase.
-fn with_zeros(drops: &Breakdown) -> Breakdown {
+fn with_zeros(drops: &Breakdown, reasons: &[DropReason]) -> Breakdown {
     let mut all = drops.clone();
-    DropReason::ALL.iter().for_each(|reason| {
+    reasons.iter().for_each(|reason| {
         all.by_reason.entry(reason.name().to_owned()).or_default();
     });
     all

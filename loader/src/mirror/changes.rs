@@ -7,7 +7,7 @@ use std::ops::{BitOr, BitOrAssign, Sub};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Changes(u16);
 
-const NAMES: [(Changes, &str); 8] = [
+const NAMES: [(Changes, &str); 9] = [
     (Changes::LINKS, "links"),
     (Changes::ADDRESSES, "addresses"),
     (Changes::FDB, "fdb"),
@@ -15,6 +15,7 @@ const NAMES: [(Changes, &str); 8] = [
     (Changes::ROUTES4, "routes4"),
     (Changes::ROUTES6, "routes6"),
     (Changes::RULES, "rules"),
+    (Changes::QDISCS, "qdiscs"),
     (Changes::SWITCHES, "switches"),
 ];
 
@@ -35,12 +36,14 @@ impl Changes {
     pub const ROUTES6: Changes = Changes(1 << 5);
     /// Policy rules, both families.
     pub const RULES: Changes = Changes(1 << 6);
+    /// Queueing disciplines. That one came or went is told as a change of [`Changes::LINKS`].
+    pub const QDISCS: Changes = Changes(1 << 7);
     /// A `forwarding` sysctl: it is not part of the world, read it again ([`crate::kernel::read_switches`]).
-    pub const SWITCHES: Changes = Changes(1 << 7);
+    pub const SWITCHES: Changes = Changes(1 << 8);
     /// Every part that a dump reads, that is all but [`Changes::SWITCHES`].
-    pub const WORLD: Changes = Changes((1 << 7) - 1);
+    pub const WORLD: Changes = Changes((1 << 8) - 1);
     /// Everything.
-    pub const ALL: Changes = Changes((1 << 8) - 1);
+    pub const ALL: Changes = Changes((1 << 9) - 1);
 
     /// Whether nothing is in the set.
     pub const fn is_empty(self) -> bool {

@@ -23,6 +23,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteLwEnCapType, RouteMetric, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeader};
+use netlink_packet_route::tc::{TcHandle, TcHeader};
 use nix::libc;
 use podlane_dataplane::MacAddr;
 
@@ -63,6 +64,11 @@ pub enum Event {
     Rule(Rule),
     /// A policy rule is gone.
     RuleGone(Rule),
+    /// An interface has a queueing discipline of this kind that may hold, drop or redirect packets: at its root, or at its
+    /// ingress.
+    Qdisc(u32, String),
+    /// A queueing discipline came, changed or went.
+    Qdiscs,
     /// A nexthop object changed; the kernel changes routes that use it without telling.
     NextHopObject,
     /// A sysctl of an interface changed (`forwarding`, IPv6 `mtu`).
@@ -112,6 +118,8 @@ pub fn read(header: NetlinkHeaderView, payload: &[u8], listed: bool) -> Option<E
         libc::RTM_DELROUTE => route(payload, None),
         libc::RTM_NEWRULE => rule(payload, false),
         libc::RTM_DELRULE => rule(payload, true),
+        libc::RTM_NEWQDISC if listed => qdisc(payload),
+        libc::RTM_NEWQDISC | libc::RTM_DELQDISC => Some(Event::Qdiscs),
         // RTM_NEWNETCONF, RTM_DELNETCONF; RTM_NEWNEXTHOP, RTM_DELNEXTHOP (linux/rtnetlink.h).
         80 | 81 => Some(Event::Switches),
         104 | 105 => Some(Event::NextHopObject),
@@ -123,11 +131,41 @@ fn attributes(payload: &[u8], header_length: usize) -> impl Iterator<Item = NlaB
     NlasIterator::new(payload.get(header_length..).unwrap_or_default()).map_while(Result::ok)
 }
 
+/// `TCA_KIND` (`linux/rtnetlink.h`).
+const QDISC_KIND: u16 = 1;
+
+/// Kinds that pass on what they are given, in some order, as fast as the device takes it (those that the kernel gives by
+/// itself among them); and the place for filters of tc programs, which Podlane uses itself where there is no tcx.
+const PLAIN_QDISCS: [&str; 12] = [
+    "noqueue",
+    "pfifo_fast",
+    "pfifo",
+    "bfifo",
+    "pfifo_head_drop",
+    "fq_codel",
+    "fq",
+    "codel",
+    "sfq",
+    "mq",
+    "mqprio",
+    "clsact",
+];
+
+fn qdisc(payload: &[u8]) -> Option<Event> {
+    let header = TcHeader::parse(payload).ok()?;
+    let kind = attributes(payload, QDISC_HEADER).find(|attribute| attribute.kind() == QDISC_KIND)?;
+    let kind = String::from_utf8_lossy(kind.value()).trim_end_matches('\0').to_owned();
+    let is_outermost = header.parent == TcHandle::ROOT || header.parent == TcHandle::INGRESS;
+    let matters = is_outermost && !PLAIN_QDISCS.contains(&kind.as_str());
+    matters.then_some(Event::Qdisc(header.index as u32, kind))
+}
+
 const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
 const NEIGHBOUR_HEADER: usize = 12;
 const ROUTE_HEADER: usize = 12;
 const RULE_HEADER: usize = 12;
+const QDISC_HEADER: usize = 20;
 
 fn link(payload: &[u8], gone: bool) -> Option<Event> {
     let Ok(header) = LinkHeader::parse(payload) else { return Some(Event::Unreadable(Changes::LINKS)) };
@@ -147,6 +185,7 @@ fn whole_link(header: &LinkHeader, payload: &[u8]) -> Link {
         up: header.flags.contains(LinkFlags::Up),
         carrier: header.flags.contains(LinkFlags::LowerUp) && header.flags.contains(LinkFlags::Running),
         loopback: header.flags.contains(LinkFlags::Loopback),
+        promiscuous: header.flags.contains(LinkFlags::Promisc),
         ..Link::default()
     };
     for nla in attributes(payload, LINK_HEADER) {

@@ -6,6 +6,7 @@
 //! again. All sockets belong to the network namespace of the thread that opened them.
 
 mod changes;
+mod crowd;
 pub mod event;
 pub mod world;
 
@@ -17,6 +18,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
+use netlink_packet_route::tc::TcMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -39,9 +41,10 @@ const MESSAGES_PER_READ: u64 = 100_000;
 const ATTEMPTS: usize = 8;
 
 /// Multicast groups of the subscription (`RTNLGRP_*`, `linux/rtnetlink.h`).
-const GROUPS: [u32; 12] = [
+const GROUPS: [u32; 13] = [
     1,  // LINK, also bridge ports (AF_BRIDGE)
     3,  // NEIGH, also bridge FDBs (AF_BRIDGE)
+    4,  // TC: queueing disciplines
     5,  // IPV4_IFADDR
     7,  // IPV4_ROUTE
     8,  // IPV4_RULE
@@ -210,7 +213,8 @@ impl Mirror {
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     self.counters.overruns += 1;
                     self.stale = Changes::WORLD;
-                    pending.changed |= Changes::SWITCHES;
+                    // An interface may have been replaced by one that looks the same.
+                    pending.changed |= Changes::SWITCHES | Changes::LINKS;
                 }
                 Err(error) => return Err(failed("reading notifications")(error)),
             }
@@ -300,6 +304,8 @@ fn dump_requests() -> Vec<(Changes, &'static str, RouteNetlinkMessage)> {
             requests.push((part, "list the routes", RouteNetlinkMessage::GetRoute(routes)));
         }
     }
+    let qdiscs = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    requests.push((Changes::QDISCS, "list the queueing disciplines", qdiscs));
     let mut fdb = NeighbourMessage::default();
     fdb.header.family = AddressFamily::Bridge;
     requests.push((Changes::FDB, "list the bridges' forwarding databases", RouteNetlinkMessage::GetNeighbour(fdb)));

@@ -5,7 +5,7 @@
 //! with the same key, a device whose routes the kernel drops without telling), the part is named in [`Applied::stale`] and
 //! must be dumped again; the world never guesses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -13,6 +13,7 @@ use nix::libc;
 use podlane_dataplane::MacAddr;
 
 use super::Changes;
+use super::crowd::Crowd;
 use super::event::{Event, Placing};
 
 /// Number of the `local` routing table.
@@ -94,6 +95,8 @@ pub struct Link {
     pub carrier: bool,
     /// Whether it is a loopback device.
     pub loopback: bool,
+    /// Whether somebody has made it promiscuous (`ip link set … promisc on`); that of a packet socket does not count.
+    pub promiscuous: bool,
     /// The bridge, bond or VRF that it is a member of.
     pub master: Option<u32>,
     /// Receive queues that the device was allocated with; for the number in use ask [`crate::kernel::Kernel::rx_queues`].
@@ -370,8 +373,10 @@ pub struct World {
     pub links: BTreeMap<u32, Link>,
     /// Addresses of interfaces.
     pub addresses: BTreeMap<AddressKey, Address>,
-    /// Forwarding databases of all bridges.
+    /// Forwarding databases of all bridges, as far as the mirror's limits go.
     pub fdb: BTreeMap<FdbKey, FdbEntry>,
+    /// How much of them that is.
+    pub crowd: Crowd,
     /// Neighbours with a usable link-layer address.
     pub neighbours: BTreeMap<NeighbourKey, Neighbour>,
     /// IPv4 routes of the main and the local table. Several under one key are a set, sorted: the order in which the kernel
@@ -381,6 +386,8 @@ pub struct World {
     pub routes6: Routes,
     /// Policy rules of both families, sorted.
     pub rules: Vec<Rule>,
+    /// Interfaces with queueing disciplines that may hold, drop or redirect packets, by index: their kinds (`tbf`).
+    pub qdiscs: BTreeMap<u32, BTreeSet<String>>,
     /// Parts of which a message could not be read, or that could not be brought up to date: what is said about them here
     /// may be wrong, and traffic that depends on them belongs to the kernel.
     pub doubtful: Changes,
@@ -417,8 +424,8 @@ impl World {
                 Applied::changed_if(self.addresses.insert(key, address) != Some(address), Changes::ADDRESSES)
             }
             Event::AddressGone(key) => self.remove_address(&key),
-            Event::Fdb(key, entry) => Applied::changed_if(self.fdb.insert(key, entry) != Some(entry), Changes::FDB),
-            Event::FdbGone(key) => Applied::changed_if(self.fdb.remove(&key).is_some(), Changes::FDB),
+            Event::Fdb(key, entry) => self.set_fdb(key, entry),
+            Event::FdbGone(key) => self.remove_fdb(&key),
             Event::Neighbour(key, neighbour) => {
                 Applied::changed_if(self.neighbours.insert(key, neighbour) != Some(neighbour), Changes::NEIGHBOURS)
             }
@@ -429,6 +436,10 @@ impl World {
             Event::RouteGone(key, route) => self.remove_route(&key, &route),
             Event::Rule(rule) => self.set_rule(rule),
             Event::RuleGone(rule) => self.remove_rule(&rule),
+            Event::Qdisc(ifindex, kind) => {
+                Applied::changed_if(self.qdiscs.entry(ifindex).or_default().insert(kind), Changes::LINKS)
+            }
+            Event::Qdiscs => Applied::stale(Changes::QDISCS),
             Event::NextHopObject => Applied::stale(Changes::ROUTES4 | Changes::ROUTES6),
             Event::Switches => Applied::changed_if(true, Changes::SWITCHES),
             Event::Unreadable(parts) => {
@@ -493,6 +504,7 @@ impl World {
 
     fn remove_link(&mut self, ifindex: u32) -> Applied {
         let mut applied = Applied::changed_if(self.links.remove(&ifindex).is_some(), Changes::LINKS);
+        self.qdiscs.remove(&ifindex);
         let mut drop_from = |before: usize, after: usize, part: Changes| {
             applied.changed |= if before == after { Changes::NONE } else { part };
         };
@@ -502,9 +514,8 @@ impl World {
         let before = self.neighbours.len();
         self.neighbours.retain(|key, _| key.ifindex != ifindex);
         drop_from(before, self.neighbours.len(), Changes::NEIGHBOURS);
-        let before = self.fdb.len();
-        self.fdb.retain(|key, entry| key.bridge != ifindex && entry.port != ifindex);
-        drop_from(before, self.fdb.len(), Changes::FDB);
+        let gone = self.retain_fdb(|key, entry| key.bridge != ifindex && entry.port != ifindex);
+        drop_from(gone, 0, Changes::FDB);
         for family in [Family::V4, Family::V6] {
             if self.family_uses(family, ifindex) {
                 applied.stale |= family.routes();
@@ -527,13 +538,45 @@ impl World {
         let different = link.bridge_port.is_some();
         link.bridge_port = None;
         link.master = None;
-        let before = self.fdb.len();
-        self.fdb.retain(|_, entry| entry.port != ifindex);
         let mut applied = Applied::changed_if(different, Changes::LINKS);
-        if self.fdb.len() != before {
+        if self.retain_fdb(|_, entry| entry.port != ifindex) != 0 {
             applied.changed |= Changes::FDB;
         }
         applied
+    }
+
+    /// An entry that there is no room for, and that was somewhere else until now, is not there any more either.
+    fn set_fdb(&mut self, key: FdbKey, entry: FdbEntry) -> Applied {
+        if self.fdb.get(&key) == Some(&entry) {
+            return Applied::default();
+        }
+        let removed = self.remove_fdb(&key);
+        if !self.crowd.enter(&entry) {
+            return removed;
+        }
+        self.fdb.insert(key, entry);
+        Applied { stale: removed.stale, ..Applied::changed_if(true, Changes::FDB) }
+    }
+
+    fn remove_fdb(&mut self, key: &FdbKey) -> Applied {
+        let Some(entry) = self.fdb.remove(key) else { return Applied::default() };
+        let stale = if self.crowd.leave(&entry) { Changes::FDB } else { Changes::NONE };
+        Applied { stale, ..Applied::changed_if(true, Changes::FDB) }
+    }
+
+    /// Drops entries; how many.
+    fn retain_fdb(&mut self, keep: impl Fn(&FdbKey, &FdbEntry) -> bool) -> usize {
+        let before = self.fdb.len();
+        let crowd = &mut self.crowd;
+        self.fdb.retain(|key, entry| {
+            let kept = keep(key, entry);
+            // What was left out of these went with them.
+            if !kept {
+                crowd.leave(entry);
+            }
+            kept
+        });
+        before - self.fdb.len()
     }
 
     /// IPv4 drops routes whose preferred source was this address without telling (`fib_sync_down_addr`).
@@ -614,10 +657,17 @@ impl World {
         take(&mut self.links, fresh.links, Changes::LINKS, parts, &mut changed);
         take(&mut self.addresses, fresh.addresses, Changes::ADDRESSES, parts, &mut changed);
         take(&mut self.fdb, fresh.fdb, Changes::FDB, parts, &mut changed);
+        if parts.intersects(Changes::FDB) {
+            self.crowd = fresh.crowd;
+        }
         take(&mut self.neighbours, fresh.neighbours, Changes::NEIGHBOURS, parts, &mut changed);
         take(&mut self.routes4, fresh.routes4, Changes::ROUTES4, parts, &mut changed);
         take(&mut self.routes6, fresh.routes6, Changes::ROUTES6, parts, &mut changed);
         take(&mut self.rules, fresh.rules, Changes::RULES, parts, &mut changed);
+        if parts.intersects(Changes::QDISCS) && self.qdiscs != fresh.qdiscs {
+            self.qdiscs = fresh.qdiscs;
+            changed |= Changes::LINKS;
+        }
         let doubtful = (self.doubtful - parts) | fresh.doubtful.and(parts);
         if doubtful != self.doubtful {
             // A doubt that came or went changes what may be done with the part.

@@ -19,6 +19,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 use nix::libc;
+use podlane_dataplane::MacAddr;
 use serde::Deserialize;
 
 use super::{NamedBy, PodName};
@@ -41,6 +42,8 @@ pub struct CniPod {
     pub name: PodName,
     /// The addresses that it was given.
     pub addresses: Vec<IpAddr>,
+    /// The MAC addresses of its interfaces, as far as they were told.
+    pub macs: Vec<MacAddr>,
 }
 
 /// The pods by the host end of their veth.
@@ -139,6 +142,8 @@ struct CachedInterface {
     name: String,
     #[serde(default)]
     sandbox: String,
+    #[serde(default)]
+    mac: String,
 }
 
 /// The pod of a file, and its interfaces on the node.
@@ -151,8 +156,11 @@ pub(crate) fn understand(text: &[u8]) -> Option<(CniPod, Vec<String>)> {
     let argument = |key: &str| arguments.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
     let name = PodName::checked(argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME")?, NamedBy::Cni)?;
     let interfaces = info.result.interfaces.unwrap_or_default();
-    let on_node = interfaces.into_iter().take(MOST_INTERFACES).filter(|interface| interface.sandbox.is_empty());
+    let (on_node, in_pod): (Vec<_>, Vec<_>) =
+        interfaces.into_iter().take(MOST_INTERFACES).partition(|interface| interface.sandbox.is_empty());
+    let macs = in_pod.iter().filter_map(|interface| interface.mac.parse().ok()).collect();
     let addresses = info.result.ips.unwrap_or_default().into_iter().take(MOST_INTERFACES);
     let addresses = addresses.filter_map(|told| told.address.parse::<IpNet>().ok()).map(|network| network.addr());
-    Some((CniPod { name, addresses: addresses.collect() }, on_node.map(|interface| interface.name).collect()))
+    let pod = CniPod { name, addresses: addresses.collect(), macs };
+    Some((pod, on_node.into_iter().map(|interface| interface.name).collect()))
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -163,6 +164,11 @@ impl Names {
     pub fn of(&self, interface: Interface<'_>) -> Option<PodName> {
         let of_cni = || self.cni.as_ref()?.known().get(interface.name).map(|pod| pod.name.clone());
         PodName::from_alias(interface.alias).or_else(of_cni)
+    }
+
+    /// The CNI results that were read last; `None` if they are not read.
+    pub fn cni(&self) -> Option<Arc<cni::CniNames>> {
+        self.cni.as_ref().map(|cni| Arc::clone(&cni.known()))
     }
 
     /// The first address of this family that the pod behind an interface was given.

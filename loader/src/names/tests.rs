@@ -61,6 +61,7 @@ fn a_pod_is_found_by_the_host_end_of_its_veth() {
     let pod = CniPod {
         name: name(Some("shop"), "cart-0", NamedBy::Cni),
         addresses: vec!["10.244.1.2".parse().unwrap(), "fd00:10:244:1::2".parse().unwrap()],
+        macs: vec!["02:00:00:00:00:03".parse().unwrap()],
     };
     assert_eq!(names.get("veth1a"), Some(&pod));
     assert_eq!((names.get("veth2"), names.get("eth0"), names.left_out), (None, None, 1));

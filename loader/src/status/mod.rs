@@ -268,6 +268,9 @@ pub struct PortStatus {
     /// The MTU that Podlane gave it for traffic inside of the node, bytes; `None`: none.
     #[serde(default)]
     pub local_mtu: Option<u32>,
+    /// What a pod may send from; absent on uplinks and the host port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_guard: Option<GuardStatus>,
     /// Why it is not served; absent when it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -286,6 +289,9 @@ pub struct PortStatus {
     pub repeated_bytes: u64,
     /// Packets that the program left to the kernel.
     pub passed: Breakdown,
+    /// Packets that the program dropped for the source guard.
+    #[serde(default)]
+    pub guarded: Breakdown,
     /// Steered packets that the socket could not take.
     pub socket_drops: SocketDrops,
     /// Packets that workers received from the sockets.
@@ -310,6 +316,23 @@ pub struct PortStatus {
     /// They came in through other ports, so they are in none of this port's equations.
     #[serde(default)]
     pub tx_dropped: Breakdown,
+}
+
+/// The source guard of a pod's port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GuardStatus {
+    /// What is asked for: `off`, `cluster` or `strict`.
+    pub wanted: String,
+    /// Whether the port is guarded.
+    pub active: bool,
+    /// Whence the addresses are known, or why the port is not guarded; a clause.
+    pub why: String,
+    /// MAC addresses that it may send from; empty if it is not guarded.
+    pub macs: Vec<String>,
+    /// IP addresses that it may send from; empty if it is not guarded.
+    pub addresses: Vec<String>,
+    /// Addresses that the pod has and may not send from, each with the reason.
+    pub refused: Vec<String>,
 }
 
 /// A number and its parts.
@@ -479,7 +502,7 @@ pub struct LearningStatus {
     pub reports: u64,
     /// Of these, written to the kernel's forwarding database.
     pub accepted: u64,
-    /// Of these, refused by a limit.
+    /// Refused by a limit, or because the address is another's.
     pub limited: u64,
 }
 
@@ -536,6 +559,7 @@ impl PortStatus {
             self.kernel.total,
             self.passed.total,
             self.dropped.total,
+            self.guarded.total,
             self.socket_drops.total(),
         ]
         .into_iter()
@@ -547,7 +571,7 @@ impl PortStatus {
     /// dropped by sockets, received by workers = forwarded + kernel + dropped.
     pub fn balances(&self) -> bool {
         let sum = |parts: &[u64]| parts.iter().copied().map(u128::from).sum::<u128>();
-        u128::from(self.rx_packets) == sum(&[self.passed.total, self.repeated, self.steered])
+        u128::from(self.rx_packets) == sum(&[self.passed.total, self.guarded.total, self.repeated, self.steered])
             && u128::from(self.steered) == sum(&[self.worker_rx, self.socket_drops.total()])
             && u128::from(self.worker_rx) == sum(&[self.forwarded, self.kernel.total, self.dropped.total])
     }

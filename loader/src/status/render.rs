@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::table::{Cell, Table, thousands, wrap};
+use crate::config::GuardChoice;
 use crate::names::{NamedBy, PodName};
 use crate::printable;
 
@@ -109,6 +110,7 @@ impl Status {
                 table.lines(wrap("      ", &format!("path {}: {}", port.path, port.why_path)));
             }
             table.lines(large_line(port));
+            table.lines(guard_lines(port));
         }
         if self.ports.is_empty() {
             table.lines(["  none".to_owned()]);
@@ -136,7 +138,9 @@ impl Status {
                 Cell::Sign("+"),
                 Cell::Number(port.passed.total),
                 Cell::Sign("+"),
-                Cell::Number(port.dropped.total.saturating_add(port.socket_drops.total())),
+                Cell::Number(
+                    port.dropped.total.saturating_add(port.guarded.total).saturating_add(port.socket_drops.total()),
+                ),
             ]);
             table.lines(reason_lines(port));
         }
@@ -318,6 +322,23 @@ fn told_by(name: &PodName) -> &'static str {
     }
 }
 
+/// What a pod may send from, or why that is not watched.
+fn guard_lines(port: &PortStatus) -> Vec<String> {
+    let Some(guard) = &port.source_guard else { return Vec::new() };
+    let mut own: Vec<&str> = guard.macs.iter().chain(&guard.addresses).map(String::as_str).collect();
+    if own.is_empty() {
+        own.push("nothing");
+    }
+    let mut lines = match guard.active {
+        true => wrap("      ", &format!("guard {}: {}", guard.wanted, own.join(", "))),
+        false if guard.wanted == GuardChoice::Off.word() => Vec::new(),
+        false => wrap("      ", &format!("not guarded: {}", guard.why)),
+    };
+    let refused = guard.refused.iter().map(|refused| format!("may not send from {refused}"));
+    lines.extend(refused.flat_map(|text| wrap("      ", &text)));
+    lines
+}
+
 /// What a pod was given for large frames inside of the node, if anything.
 fn large_line(port: &PortStatus) -> Option<String> {
     let big_tcp = port.big_tcp.map(|bytes| format!("BIG TCP up to {} bytes", thousands(bytes.into())));
@@ -329,7 +350,9 @@ fn large_line(port: &PortStatus) -> Option<String> {
 /// The reasons of one port, the most frequent first, each with its sentence.
 fn reason_lines(port: &PortStatus) -> Vec<String> {
     let mut reasons = Vec::new();
-    for (column, parts) in [("kernel", &port.kernel), ("passed", &port.passed), ("dropped", &port.dropped)] {
+    let columns =
+        [("kernel", &port.kernel), ("passed", &port.passed), ("dropped", &port.guarded), ("dropped", &port.dropped)];
+    for (column, parts) in columns {
         reasons.extend(sorted(parts).map(|(name, count)| (column, name, count, sentence(name).unwrap_or(""))));
     }
     let socket_drops = port.socket_drops.parts();

@@ -191,7 +191,8 @@ fn passed(port: &PortStatus) -> u64 {
 }
 
 fn dropped(port: &PortStatus) -> u64 {
-    port.dropped.total.saturating_add(port.tx_dropped.total).saturating_add(port.socket_drops.total())
+    let lost = port.dropped.total.saturating_add(port.tx_dropped.total).saturating_add(port.socket_drops.total());
+    lost.saturating_add(port.guarded.total)
 }
 
 fn port_rates(port: &PortStatus, earlier: Option<(&PortStatus, f64)>) -> PortRates {
@@ -249,6 +250,7 @@ fn worker_rates(worker: &WorkerStatus, earlier: Option<(&WorkerStatus, f64)>) ->
 fn counted(port: &PortStatus) -> BTreeMap<(Fate, &str), u64> {
     let mut all: BTreeMap<(Fate, &str), u64> = BTreeMap::new();
     let parts = [
+        (Fate::Dropped, &port.guarded),
         (Fate::Dropped, &port.dropped),
         (Fate::Dropped, &port.tx_dropped),
         (Fate::Passed, &port.passed),

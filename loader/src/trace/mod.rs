@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use etherparse::PacketBuilder;
-use podlane_dataplane::forward::{PassReason, Rewrite, Verdict, decide};
+use podlane_dataplane::forward::{DropReason, PassReason, Rewrite, Verdict, decide, guard};
 use podlane_dataplane::packet::{self, ETHERNET_BYTES};
-use podlane_dataplane::table::{NextHopAction, Path, Port, PortKind, Tables};
+use podlane_dataplane::table::{NextHopAction, Path, Port, PortKind, Tables, Translation};
 use podlane_dataplane::{MacAddr, PortId};
 use serde::{Deserialize, Serialize};
 
@@ -123,12 +123,14 @@ pub enum Handler {
     Podlane,
     /// The kernel does what it would do without Podlane.
     Kernel,
+    /// Nobody: the source guard drops it.
+    Dropped,
 }
 
 /// Something that the packet meets.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Step {
-    /// Where: `pod`, an interface's name, `bridge`, `route`, `neighbour`, `kernel`, `network`.
+    /// Where: `pod`, an interface's name, `bridge`, `route`, `neighbour`, `conntrack`, `kernel`, `network`.
     pub at: String,
     /// What happens there.
     pub what: String,
@@ -242,12 +244,21 @@ pub fn unresolved(question: &Question, tables: &Tables) -> Vec<IpAddr> {
 pub fn trace(question: &Question, tables: &Tables, names: &Names, world: &World) -> Result<Trace, TraceError> {
     let ends = ends::find(question, tables, names)?;
     let frame = build(question, &ends)?;
-    let mut way = Way { tables, names, world, ends: &ends, bytes: question.bytes, steps: Vec::new() };
-    let verdict = way.follow(&frame);
+    let mut way = Way {
+        tables,
+        names,
+        world,
+        ends: &ends,
+        protocol: question.protocol,
+        bytes: question.bytes,
+        steps: Vec::new(),
+    };
+    let fate = way.follow(&frame);
     let Way { steps, .. } = way;
-    let (handled_by, egress, reason) = match verdict {
-        Verdict::Forward { port, .. } => (Handler::Podlane, Some(name_of(names, port)), None),
-        Verdict::Kernel(reason) => (Handler::Kernel, None, Some(reason.name().to_owned())),
+    let (handled_by, egress, reason) = match fate {
+        Fate::Decided(Verdict::Forward { port, .. }) => (Handler::Podlane, Some(name_of(names, port)), None),
+        Fate::Decided(Verdict::Kernel(reason)) => (Handler::Kernel, None, Some(reason.name().to_owned())),
+        Fate::Dropped(reason) => (Handler::Dropped, None, Some(reason.name().to_owned())),
     };
     Ok(Trace {
         from: ends.from,
@@ -301,12 +312,19 @@ fn build(question: &Question, ends: &Ends) -> Result<Vec<u8>, TraceError> {
     Ok(frame)
 }
 
+/// The end of a packet's way here.
+enum Fate {
+    Decided(Verdict),
+    Dropped(DropReason),
+}
+
 /// A packet on its way, and what has been told of it.
 struct Way<'a> {
     tables: &'a Tables,
     names: &'a Names,
     world: &'a World,
     ends: &'a Ends,
+    protocol: Protocol,
     bytes: u32,
     steps: Vec<Step>,
 }
@@ -316,7 +334,7 @@ impl Way<'_> {
         self.steps.push(Step { at: at.into(), what: what.into() });
     }
 
-    fn follow(&mut self, frame: &[u8]) -> Verdict {
+    fn follow(&mut self, frame: &[u8]) -> Fate {
         self.sent();
         if let FirstHop::Unanswered = self.ends.first_hop {
             self.step(
@@ -334,13 +352,21 @@ impl Way<'_> {
             return self.kernel(PassReason::Fragment);
         }
         self.received(from);
+        if let Err(reason) = guard(frame, self.ends.ingress, self.tables) {
+            let told = explain::of_drop(reason);
+            self.step("guard", format!("dropped ({}): {}", told.reason, told.meaning));
+            return Fate::Dropped(reason);
+        }
         let headers = match packet::parse(frame, frame.len() as u32) {
             Ok(headers) => headers,
             Err(reason) => return self.kernel(reason),
         };
         let verdict = decide(&headers, self.ends.ingress, self.tables);
         match verdict {
-            Verdict::Forward { port, rewrite, .. } => self.forwarded(from, port, rewrite),
+            Verdict::Forward { port, rewrite, .. } => {
+                self.asked_for();
+                self.forwarded(from, port, rewrite);
+            }
             Verdict::Kernel(reason) => {
                 if let FirstHop::Node(_) = self.ends.first_hop {
                     self.steps.extend(kernel::steps(self.world, self.ends.to, self.bytes, reason));
@@ -348,7 +374,7 @@ impl Way<'_> {
                 return self.kernel(reason);
             }
         }
-        verdict
+        Fate::Decided(verdict)
     }
 
     fn sent(&mut self) {
@@ -377,6 +403,21 @@ impl Way<'_> {
             Path::Kernel => "path kernel: the tc program decides",
         };
         self.step(name_of(self.names, self.ends.ingress), program);
+    }
+
+    /// Conntrack's answer is about one connection, and a question here is not about a certain one.
+    fn asked_for(&mut self) {
+        let strict = match self.tables.routing.translation {
+            _ if self.protocol == Protocol::Icmp => return,
+            Translation::None => return,
+            Translation::Strict if self.protocol == Protocol::Tcp => ", or has followed since its SYN,",
+            Translation::Strict | Translation::Liberal => "",
+        };
+        let end = "is the kernel's (translated); any other goes on";
+        self.step(
+            "conntrack",
+            format!("the node translates addresses or drops invalid packets, so it is asked: a connection that it translates{strict} {end}"),
+        );
     }
 
     fn forwarded(&mut self, from: &Port, port: PortId, rewrite: Rewrite) {
@@ -416,10 +457,10 @@ impl Way<'_> {
         ends::next_hop(self.tables, self.ends.to)
     }
 
-    fn kernel(&mut self, reason: PassReason) -> Verdict {
+    fn kernel(&mut self, reason: PassReason) -> Fate {
         let told = explain::of_pass(reason);
         self.step("kernel", format!("left to the kernel ({}): {}", told.reason, told.meaning));
-        Verdict::Kernel(reason)
+        Fate::Decided(Verdict::Kernel(reason))
     }
 }
 

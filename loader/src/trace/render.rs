@@ -34,6 +34,9 @@ impl Trace {
     fn summary(&self) -> String {
         match (self.handled_by, &self.egress, &self.reason) {
             (Handler::Podlane, Some(egress), _) => format!("Podlane forwards it: {} to {egress}.\n", self.ingress),
+            (Handler::Dropped, _, Some(reason)) => {
+                format!("The source guard drops it; see `podlane explain {reason}`.\n")
+            }
             (_, _, Some(reason)) => {
                 format!("The kernel handles it, as it would without Podlane; see `podlane explain {reason}`.\n")
             }

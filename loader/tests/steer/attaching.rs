@@ -2,7 +2,7 @@
 
 use podlane::bpf::{AttachError, Steering, XdpMode};
 
-use crate::net::{self, ifindex, ip};
+use crate::net::{self, Namespace, ifindex, ip};
 
 /// What `ip` says of an interface's XDP program.
 fn shown(name: &str) -> String {
@@ -30,6 +30,33 @@ fn native_means_native_and_dropping_detaches() {
         steering.attach(ifindex("host"), "host", XdpMode::Native).unwrap();
         drop(steering);
         assert!(!shown("host").contains("xdp"));
+    });
+}
+
+#[test]
+fn what_was_attached_to_an_interface_before_is_lost() {
+    net::test("what_was_attached_to_an_interface_before_is_lost", || {
+        veth();
+        let index = ifindex("host");
+        let mut steering = Steering::load().unwrap();
+        for round in 0..2 {
+            steering.attach(index, "host", XdpMode::Native).unwrap();
+            steering.attach_repeat(index, "host").unwrap();
+            assert!(!steering.has_lost(index), "round {round}");
+            ip("link del host");
+            ip(&format!("link add name host index {index} type veth peer name pod"));
+            assert!(steering.has_lost(index), "round {round}");
+            steering.detach(index);
+            steering.detach_repeat(index);
+            assert!(!steering.has_lost(index), "nothing is attached");
+        }
+        // Another namespace and back: the program is still on it, but no socket that was bound to it.
+        steering.attach(index, "host", XdpMode::Native).unwrap();
+        let other = Namespace::new();
+        let own = format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid());
+        ip(&format!("link set host netns {}", other.path()));
+        other.enter(|| ip(&format!("link set host netns {own}")));
+        assert!(steering.has_lost(ifindex("host")));
     });
 }
 

@@ -7,10 +7,10 @@
 
 use std::sync::Arc;
 
-use podlane_dataplane::forward::PassReason;
+use podlane_dataplane::forward::{DropReason, PassReason};
 use podlane_dataplane::table::{
-    Adjacency, Cluster, Fdb, FdbEntry, Fib, HostTable, LinkId, NextHop, NextHopAction, Path as ServedBy, PortKind,
-    PortTable, Routing, Tables,
+    Adjacency, Cluster, Fdb, FdbEntry, Fib, Guard, GuardTable, HostTable, LinkId, NextHop, NextHopAction,
+    Path as ServedBy, PortKind, PortTable, Routing, Tables,
 };
 use podlane_dataplane::{MacAddr, PortId};
 
@@ -103,10 +103,57 @@ pub fn random_tables(random: &mut Random, ifindexes: [u32; 4]) -> Tables {
         hosts: Arc::new(hosts),
         adjacencies: Arc::new(adjacencies),
         cluster: Arc::new(Cluster::new(cluster4, cluster6).unwrap()),
-        routing: Routing { ipv4_off: off(random), ipv6_off: off(random), bridge_off: off(random) },
+        routing: Routing {
+            ipv4_off: off(random),
+            ipv6_off: off(random),
+            bridge_off: off(random),
+            ..Routing::default()
+        },
+        guards: Arc::new(GuardTable::new(INGRESS.into_iter().filter_map(|id| Some((id, random_guard(random)?))))),
         tap: None,
         ..Tables::default()
     }
+}
+
+/// Of some of the addresses that frames have; half of the ports have none.
+fn random_guard(random: &mut Random) -> Option<Guard> {
+    if random.one_in(2) {
+        return None;
+    }
+    let macs = (0..1 + random.below(4)).map(|_| random.pick(&MACS[..7]));
+    let macs: Vec<_> = macs.collect();
+    let addresses = (0..random.below(9)).map(|_| (random.below(4) as u8, random.below(4) as u8));
+    let addresses: Vec<_> = addresses.collect();
+    let ipv4 = addresses.iter().map(|&(subnet, host)| ip4(subnet, host).into());
+    let ipv6 = addresses.iter().map(|&(subnet, host)| ip6(subnet, host).into());
+    Some(Guard::new(macs, ipv4.chain(ipv6)).unwrap().with(random.one_in(2), random.one_in(2)))
+}
+
+/// ARP, or neighbour discovery, from a pod.
+fn random_neighbour_frame(random: &mut Random) -> Vec<u8> {
+    let mac = |random: &mut Random| random.pick(&MACS[..7]);
+    let address = |random: &mut Random| (random.below(4) as u8, random.below(4) as u8);
+    let (source, claimed) = (address(random), address(random));
+    let path =
+        Path { source_mac: mac(random), destination_mac: random.pick(&MACS), source, destination: address(random) };
+    if random.one_in(2) {
+        let sender = if random.one_in(2) { path.source_mac } else { mac(random) };
+        return arp(path, sender, claimed);
+    }
+    let mut frame = advertisement(path, claimed);
+    if random.one_in(3) {
+        frame[L4[1]] = 133 + random.below(5) as u8;
+    }
+    if random.one_in(4) {
+        frame[L3 + 6] = random.pick(&[0, 43, 44, 51, 60, 58]);
+    }
+    if random.one_in(6) {
+        frame[L3 + 8..L3 + 10].copy_from_slice(&[0xfe, 0x80]);
+    }
+    if random.one_in(6) {
+        frame.truncate(14 + random.below(frame.len() as u64 - 13) as usize);
+    }
+    frame
 }
 
 fn random_port(random: &mut Random, id: PortId, ifindex: u32) -> podlane_dataplane::table::Port {
@@ -210,7 +257,9 @@ fn program_and_engine_agree() {
             let tables = random_tables(&mut random, ifindexes);
             world.change(|current| *current = tables.clone());
             for _ in 0..200 {
-                let (ingress, frame) = (random.pick(&INGRESS), random_frame(&mut random));
+                let is_neighbours = random.one_in(6);
+                let frame = if is_neighbours { random_neighbour_frame(&mut random) } else { random_frame(&mut random) };
+                let ingress = random.pick(&INGRESS);
                 let context = || format!("seed {seed}, round {round}, from {ingress}: {frame:02x?}\n{:#?}", tables);
                 let path = tables.ports.get(ingress).unwrap().path;
                 let outcome = match path {
@@ -231,6 +280,7 @@ fn program_and_engine_agree() {
                         match engine {
                             Repeated::Forwarded(..) => Outcome::Steered,
                             Repeated::Passed(reason) => Outcome::Passed(reason),
+                            Repeated::Dropped(reason) => Outcome::Dropped(reason),
                         }
                     }
                 };
@@ -249,6 +299,9 @@ fn program_and_engine_agree() {
                 missing.is_empty() && seen[&(path, Outcome::Steered)] > 100,
                 "reasons that never came up on {path:?}: {missing:?}; {seen:?}"
             );
+            for reason in &DropReason::ALL[DropReason::FIRST_OF_GUARD..] {
+                assert!(seen.contains_key(&(path, Outcome::Dropped(*reason))), "{reason:?} on {path:?}: {seen:?}");
+            }
         }
         assert!(too_short < rounds * 10, "{too_short} frames were too short for a test run");
         assert!(supers > 20, "{supers} super-frames were forwarded");

@@ -135,3 +135,26 @@ pub fn fix_ipv4_checksum(frame: &mut [u8]) {
     let sum = (sum & 0xffff) + (sum >> 16);
     put16(frame, L3 + 10, !((sum & 0xffff) as u16 + (sum >> 16) as u16));
 }
+
+/// An ARP request in which `sender` says that it has `claimed`; of `path` the MAC addresses and the destination count.
+pub fn arp(path: Path, sender: MacAddr, claimed: (u8, u8)) -> Vec<u8> {
+    let mut frame = [path.destination_mac.octets(), path.source_mac.octets()].concat();
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(sender.octets());
+    frame.extend(ip4(claimed.0, claimed.1).octets());
+    frame.extend([0; 6]);
+    frame.extend(ip4(path.destination.0, path.destination.1).octets());
+    frame
+}
+
+/// A neighbour advertisement for `claimed` with the sender's link-layer address.
+pub fn advertisement(path: Path, claimed: (u8, u8)) -> Vec<u8> {
+    let mut frame = echo(Family::V6, path, 24);
+    frame[L3 + 7] = 255;
+    frame[L4[1]] = 136;
+    frame[L4[1] + 4..L4[1] + 8].copy_from_slice(&[0x20, 0, 0, 0]);
+    frame[L4[1] + 8..L4[1] + 24].copy_from_slice(&ip6(claimed.0, claimed.1).octets());
+    frame[L4[1] + 24..L4[1] + 26].copy_from_slice(&[2, 1]);
+    frame[L4[1] + 26..L4[1] + 32].copy_from_slice(&path.source_mac.octets());
+    frame
+}

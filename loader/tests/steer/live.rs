@@ -59,9 +59,10 @@ impl Node {
         Node { steering, socket, pod, umem }
     }
 
-    /// The worker looks alive for a minute.
+    /// The worker and the tables look alive for a minute.
     fn beat(&self) {
         self.steering.beat(0, clock::coarse_ns() + 60_000_000_000).unwrap();
+        self.steering.vouch(clock::coarse_ns() + 60_000_000_000);
     }
 
     fn counters(&self) -> PortCounters {

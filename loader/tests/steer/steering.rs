@@ -1,10 +1,13 @@
 //! What comes after the decision: sockets, heartbeats, counters, and frames in several pieces.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use podlane::bpf::XdpMode;
 use podlane_dataplane::afxdp::{Heartbeats, clock};
 use podlane_dataplane::forward::PassReason;
+use podlane_dataplane::table::{Fib, Tables};
 use podlane_dataplane::{PortId, limits};
 
 use crate::frames::*;
@@ -92,6 +95,29 @@ fn a_worker_that_was_given_a_frame_must_come_by() {
             [given.0, given.1, again].iter().all(|outcome| *outcome == Outcome::Steered)
         });
         assert!(rounds.count() > 0, "a worker that comes by is given frames");
+    });
+}
+
+/// Workers may be alive under a loader that hangs: what they are given depends on the tables' age.
+#[test]
+fn tables_that_nobody_keeps_steer_nothing() {
+    net::test("tables_that_nobody_keeps_steer_nothing", || {
+        let mut world = World::new();
+        let frame = tcp(Family::V4, BRIDGED, 100);
+        let at_age = |world: &World, age_ms: u64| {
+            world.steering.vouch(clock::coarse_ns() - age_ms * 1_000_000);
+            world.program(A, &frame)
+        };
+        let stale = Outcome::Passed(PassReason::TablesStale);
+        assert_eq!(at_age(&world, limits::TABLES_STALE_MS + 10), stale);
+        // No port of this world was attached, so none is known to be still there.
+        assert_eq!(at_age(&world, limits::TABLES_ORPHANED_MS + 10), stale);
+        world.steering.attach(net::ifindex("pod-b"), "pod-b", XdpMode::Native).unwrap();
+        // On a busy machine this thread may be away for longer than that: once is enough.
+        assert!((0..50).any(|_| at_age(&world, limits::TABLES_STALE_MS / 2) == Outcome::Steered));
+        assert_eq!(at_age(&world, limits::TABLES_STALE_MS + 10), stale);
+        world.stay_alive();
+        world.steers(A, &frame);
     });
 }
 
@@ -217,12 +243,63 @@ fn the_decision_does_not_depend_on_the_linear_part() {
     });
 }
 
+/// What is remembered of a destination's route is of no other destination, and of no other tables: more destinations than a
+/// line of `near_routes` remembers, and than all of them do, by routes of their own.
+#[test]
+fn remembered_routes_are_those_of_the_tables_in_force() {
+    net::test("remembered_routes_are_those_of_the_tables_in_force", || {
+        let mut world = World::new();
+        for family in FAMILIES {
+            let frame = |destination| tcp(family, Path { destination, ..ROUTED }, 100);
+            // Subnet 2 has a gateway, 3 is the kernel's, and of 7 there is no route.
+            for _ in 0..2 {
+                for host in 2..=255 {
+                    world.steers(A, &frame((2, host)));
+                    world.passes(A, &frame((3, host)), PassReason::RouteKind);
+                    world.passes(A, &frame((7, host)), PassReason::NoRoute);
+                }
+            }
+            // The next hops change places: the very next frame goes by that.
+            let swapped = |tables: &mut Tables| {
+                let mut hops = (*tables.next_hops).clone();
+                hops.swap(1, 3);
+                tables.next_hops = hops.into();
+            };
+            for _ in 0..2 {
+                world.change(swapped);
+                world.passes(A, &frame((2, 5)), PassReason::RouteKind);
+                world.steers(A, &frame((3, 5)));
+                world.change(swapped);
+                world.steers(A, &frame((2, 5)));
+                world.passes(A, &frame((3, 5)), PassReason::RouteKind);
+            }
+            // And so do the routes themselves.
+            let routes = (Arc::clone(&world.tables.fib4), Arc::clone(&world.tables.fib6));
+            world.change(|tables| (tables.fib4, tables.fib6) = Default::default());
+            world.passes(A, &frame((2, 5)), PassReason::NoRoute);
+            world.change(|tables| (tables.fib4, tables.fib6) = routes);
+            world.steers(A, &frame((2, 5)));
+        }
+        // A route for every second address, for as many as there are places for: each is found again or looked up.
+        let every_second = (0..=255).flat_map(|net| (0..=255).step_by(2).map(move |host| (net, host)));
+        let routes: Vec<_> = every_second.clone().map(|(net, host)| (ip4(net, host).to_bits(), 32, 1)).collect();
+        assert!(routes.len() > limits::NEAR_ROUTES);
+        world.change(|tables| tables.fib4 = Arc::new(Fib::new(routes)));
+        for _ in 0..2 {
+            for (net, host) in every_second.clone().filter(|(net, host)| *net != 1 && (host % 8) < 4) {
+                world.steers(A, &tcp(Family::V4, Path { destination: (net, host), ..ROUTED }, 0));
+                let without = tcp(Family::V4, Path { destination: (net, host + 1), ..ROUTED }, 0);
+                world.passes(A, &without, PassReason::NoRoute);
+            }
+        }
+    });
+}
+
 /// Not a test: prints what a run costs. `cargo test --release --test steer -- --ignored --nocapture cost`
 #[test]
 #[ignore = "a measurement"]
 fn cost() {
     net::test("cost", || {
-        use podlane_dataplane::table::Fib;
         let mut world = World::new();
         let measure = |world: &World, what: &str, frame: &[u8]| {
             let ifindex = world.tables.ports.get(A).unwrap().ifindex;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nix::libc;
 use podlane::bpf::{PortCounters, Steering};
 use podlane_dataplane::afxdp::clock;
-use podlane_dataplane::forward::{PassReason, Rewrite, Verdict, decide};
+use podlane_dataplane::forward::{DropReason, PassReason, Rewrite, Verdict, decide, guard};
 use podlane_dataplane::packet::{Segments, parse, parse_super_frame, rewrite};
 use podlane_dataplane::table::{
     Adjacency, Cluster, Fdb, FdbEntry, Fib, HostTable, LinkId, NextHop, NextHopAction, Path, Port, PortKind, PortTable,
@@ -27,10 +27,12 @@ pub const INGRESS: [PortId; 4] = [A, B, UPLINK, C];
 /// Their interfaces.
 pub const INTERFACES: [&str; 4] = ["pod-a", "pod-b", "uplink", "pod-c"];
 
+pub const DROP: u32 = 1;
 pub const PASS: u32 = 2;
 pub const REDIRECT: u32 = 4;
 /// Of tc.
 const NEXT: i32 = -1;
+const TC_DROP: u32 = 2;
 const TC_REDIRECT: u32 = 7;
 /// What the route by way of `ROUTE_MTU_SUBNET` carries at most, bytes.
 pub const ROUTE_MTU: u32 = 600;
@@ -40,6 +42,7 @@ pub const ROUTE_MTU: u32 = 600;
 pub enum Outcome {
     Steered,
     Passed(PassReason),
+    Dropped(DropReason),
 }
 
 /// What the tc program did with one frame.
@@ -48,6 +51,7 @@ pub enum Repeated {
     /// Out of this port, as these bytes.
     Forwarded(PortId, Vec<u8>),
     Passed(PassReason),
+    Dropped(DropReason),
 }
 
 /// The loaded program over the tables of a small node. Every queue has a socket, every worker is alive.
@@ -122,6 +126,9 @@ impl World {
 
     /// What the engine says of a frame.
     pub fn engine(&self, ingress: PortId, frame: &[u8]) -> Outcome {
+        if let Err(reason) = guard(frame, ingress, &self.tables) {
+            return Outcome::Dropped(reason);
+        }
         let verdict = match parse(frame, frame.len() as u32) {
             Ok(headers) => decide(&headers, ingress, &self.tables),
             Err(reason) => Verdict::Kernel(reason),
@@ -148,6 +155,9 @@ impl World {
 
     /// What the engine says of a frame, or of a super-frame with segments of `gso_size`, and what leaves.
     pub fn engine_repeats(&self, ingress: PortId, frame: &[u8], gso_size: u16) -> Repeated {
+        if let Err(reason) = guard(frame, ingress, &self.tables) {
+            return Repeated::Dropped(reason);
+        }
         let bytes = frame.len() as u32;
         let segments = Segments { bytes: gso_size, encapsulated: false };
         let parsed = if gso_size == 0 { parse(frame, bytes) } else { parse_super_frame(frame, bytes, segments) };
@@ -182,6 +192,10 @@ impl World {
         let (old, new) = (&before[own], &after[own]);
         let bytes = frame.len() as u64;
         assert_eq!((new.rx_packets - old.rx_packets, new.rx_bytes - old.rx_bytes), (1, bytes));
+        if let Some(reason) = dropped(old, new) {
+            assert_eq!((run.verdict, out.as_slice()), (TC_DROP, frame));
+            return Some(Repeated::Dropped(reason));
+        }
         if new.repeated == old.repeated {
             assert_eq!((run.verdict as i32, out.as_slice()), (NEXT, frame));
             let passed = |reason: &&PassReason| new.passed[**reason as usize] != old.passed[**reason as usize];
@@ -242,7 +256,13 @@ pub const MAX_LINEAR: usize = 4096 - 256 - 320;
 pub fn outcome(verdict: u32, before: &PortCounters, after: &PortCounters, bytes: usize) -> Outcome {
     assert_eq!(after.rx_packets - before.rx_packets, 1);
     assert_eq!(after.rx_bytes - before.rx_bytes, bytes as u64);
-    assert_eq!(after.steered - before.steered + after.passed_total() - before.passed_total(), 1);
+    let dropped = dropped(before, after);
+    let (steered, passed) = (after.steered - before.steered, after.passed_total() - before.passed_total());
+    assert_eq!(steered + passed + u64::from(dropped.is_some()), 1);
+    if let Some(reason) = dropped {
+        assert_eq!(verdict, DROP);
+        return Outcome::Dropped(reason);
+    }
     if after.steered != before.steered {
         assert_eq!(verdict, REDIRECT);
         return Outcome::Steered;
@@ -251,6 +271,12 @@ pub fn outcome(verdict: u32, before: &PortCounters, after: &PortCounters, bytes:
     let reason =
         PassReason::ALL.iter().find(|&&reason| after.passed[reason as usize] != before.passed[reason as usize]);
     Outcome::Passed(*reason.unwrap())
+}
+
+/// Why a frame was dropped between two looks at the counters.
+fn dropped(before: &PortCounters, after: &PortCounters) -> Option<DropReason> {
+    let counted = |reason: &&DropReason| after.dropped[**reason as usize] != before.dropped[**reason as usize];
+    DropReason::ALL.iter().find(counted).copied()
 }
 
 pub fn port(ifindex: u32, kind: PortKind, router_mac: MacAddr) -> Port {

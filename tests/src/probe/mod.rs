@@ -4,10 +4,13 @@
 //! with `{"event":"result",…}`, or with `{"event":"error","error":"…"}` and exit code 1. None outlives its deadline, and
 //! none outlives the process that started it.
 
+mod ask;
 mod content;
+mod dns;
 mod flood;
 mod lasting;
 mod packet_socket;
+mod pktgen;
 mod raw;
 mod sniff;
 mod stream;
@@ -26,7 +29,7 @@ use serde_json::{Value, json};
 #[derive(Parser)]
 #[command(name = "podlane-probe", about = "Sends and receives the traffic of Podlane's system tests", version)]
 struct Cli {
-    /// Give up after so many seconds.
+    /// Give up after so many seconds, times PODLANE_TEST_SLOW.
     #[arg(long, global = true, default_value_t = 30)]
     deadline_s: u64,
     #[command(subcommand)]
@@ -55,8 +58,32 @@ enum Command {
     LastingServe(LastingServe),
     /// Send to a `lasting-serve` at a steady rate, until the standard input is closed.
     LastingConnect(LastingConnect),
+    /// Answer questions, until the standard input is closed.
+    Answer(Answer),
+    /// Ask one or several `answer`s.
+    Ask(Ask),
+    /// Receive what kernel pktgen sends to an interface: each packet once, and as it was sent.
+    PktgenReceive(PktgenReceive),
     /// Send garbage as fast as possible, until the standard input is closed.
     Flood(Flood),
+    /// Answer questions for the addresses of one name, until the standard input is closed.
+    DnsServe(DnsServe),
+}
+
+#[derive(Args)]
+struct PktgenReceive {
+    /// Where they arrive.
+    #[arg(long)]
+    interface: String,
+    /// How many are sent.
+    #[arg(long)]
+    count: u32,
+    /// Bytes of each, Ethernet header included.
+    #[arg(long)]
+    size: usize,
+    /// The end is when so many milliseconds long none has come.
+    #[arg(long, default_value_t = 1000)]
+    settle_ms: u64,
 }
 
 #[derive(Args)]
@@ -95,6 +122,9 @@ struct UdpSend {
     /// Hand the datagrams of one turn of --sizes to the kernel in one send, to be cut after so many bytes (UDP_SEGMENT).
     #[arg(long)]
     gso: Option<u16>,
+    /// Wait until there is a route, and send that very moment.
+    #[arg(long)]
+    from_birth: bool,
 }
 
 #[derive(Args)]
@@ -207,6 +237,41 @@ struct LastingConnect {
 }
 
 #[derive(Args)]
+struct Answer {
+    /// Where to listen; port 0 takes a free one, which the ready line names.
+    #[arg(long)]
+    bind: SocketAddr,
+    /// By which name.
+    #[arg(long)]
+    name: String,
+    /// Datagrams in place of connections.
+    #[arg(long)]
+    udp: bool,
+}
+
+#[derive(Args)]
+struct Ask {
+    /// The servers, on whose connections is asked in turn.
+    #[arg(long, required = true)]
+    to: Vec<SocketAddr>,
+    /// Datagrams in place of connections.
+    #[arg(long)]
+    udp: bool,
+    /// The source address.
+    #[arg(long)]
+    own: Option<std::net::IpAddr>,
+    /// The source port of all connections; 0 for any.
+    #[arg(long, default_value_t = 0)]
+    from_port: u16,
+    /// How often each is asked.
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
+    /// Bytes of each question.
+    #[arg(long, default_value_t = 100)]
+    bytes: usize,
+}
+
+#[derive(Args)]
 struct Flood {
     /// The interface to send out of.
     #[arg(long, default_value = "eth0")]
@@ -222,6 +287,19 @@ struct Flood {
     seed: u64,
 }
 
+#[derive(Args)]
+struct DnsServe {
+    /// Where to listen.
+    #[arg(long)]
+    bind: SocketAddr,
+    /// The name that it knows.
+    #[arg(long)]
+    name: String,
+    /// Its addresses.
+    #[arg(long, required = true)]
+    address: Vec<std::net::IpAddr>,
+}
+
 /// Runs the tool with the process's arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -229,7 +307,7 @@ pub fn main() -> ExitCode {
     if let Err(error) = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL) {
         eprintln!("podlane-probe: cannot tie itself to its parent: {error}");
     }
-    end_at_deadline(Duration::from_secs(cli.deadline_s));
+    end_at_deadline(Duration::from_secs(cli.deadline_s) * crate::command::slowness());
     match run(cli.command) {
         Ok(mut result) => {
             result["event"] = json!("result");
@@ -255,7 +333,11 @@ fn run(command: Command) -> Result<Value> {
         Command::StreamSend(options) => stream::send_stream(&options),
         Command::LastingServe(options) => lasting::serve(&options),
         Command::LastingConnect(options) => lasting::connect(&options),
+        Command::Answer(options) => ask::answer(&options),
+        Command::Ask(options) => ask::ask(&options),
+        Command::PktgenReceive(options) => pktgen::receive(&options),
         Command::Flood(options) => flood::flood(&options),
+        Command::DnsServe(options) => dns::serve(&options),
     }
 }
 

@@ -180,6 +180,21 @@ fn answer(socket: &UdpSocket, to: SocketAddr, kind: u32, flow: u64, number: u64)
     let _ = socket.send_to(&bytes, to);
 }
 
+/// Until the deadline ends the whole probe. Without sleeping: what comes into being is to be used at once.
+fn wait_for_route(socket: &UdpSocket, to: SocketAddr) -> Result<()> {
+    print(&json!({ "event": "ready" }));
+    loop {
+        match socket.connect(to) {
+            Ok(()) => return Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable) => {}
+            // No address yet to send from.
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {}
+            Err(error) => return Err(error).with_context(|| format!("connecting to {to}")),
+        }
+        std::thread::yield_now();
+    }
+}
+
 struct Sender<'a> {
     options: &'a UdpSend,
     socket: UdpSocket,
@@ -195,6 +210,9 @@ pub fn send(options: &UdpSend) -> Result<Value> {
     check_sizes(&options.sizes)?;
     let any = if options.to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = socket(any.parse()?)?;
+    if options.from_birth {
+        wait_for_route(&socket, options.to)?;
+    }
     socket.connect(options.to).with_context(|| format!("connecting to {}", options.to))?;
     if let Some(bytes) = options.gso {
         setsockopt(&socket, sockopt::UdpGsoSegment, &i32::from(bytes)).context("setting UDP_SEGMENT")?;

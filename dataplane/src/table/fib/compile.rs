@@ -9,8 +9,6 @@ pub(super) struct Boundary<K> {
     pub value: u32,
 }
 
-/// Slots of one node at most; its count has 24 bits in the layout, and a root of this size takes 256 KiB.
-const MAX_SLOTS: usize = 1 << 16;
 /// Slots that a node may have however few boundaries it holds: with its header, one cache line.
 const SMALL_SLOTS: usize = 13;
 
@@ -52,13 +50,15 @@ struct Allowance {
     usual: usize,
     /// For a node that has only values in its slots if it gets that many: each level less is a mispredicted branch less.
     last_level: usize,
+    /// Slots of one node at most, a power of two: a larger root saves a level. Their count has 24 bits in the layout.
+    most: usize,
 }
 
 impl Allowance {
     fn for_table(boundaries: usize) -> Self {
         match boundaries {
-            0..=65_536 => Allowance { usual: 8, last_level: 32 },
-            _ => Allowance { usual: 4, last_level: 4 },
+            0..=65_536 => Allowance { usual: 8, last_level: 32, most: 1 << 16 },
+            _ => Allowance { usual: 4, last_level: 4, most: 1 << 18 },
         }
     }
 }
@@ -190,13 +190,13 @@ impl Layout {
         // The finest slots are those that no boundary divides.
         let finest = boundaries.iter().map(|boundary| boundary.from.trailing_zeros()).min().unwrap_or(0);
         let fits = |shift: u32, slots_per_boundary: usize| {
-            let allowed = (boundaries.len() * slots_per_boundary).clamp(SMALL_SLOTS, MAX_SLOTS);
+            let allowed = (boundaries.len() * slots_per_boundary).clamp(SMALL_SLOTS, self.allowance.most);
             (to >> shift) - (from >> shift) < K::from(allowed as u32)
         };
         let mut shift = finest;
         if !fits(finest, self.allowance.last_level) {
             let span_bits = u32::from(K::BITS) - (to - from).leading_zeros();
-            shift = finest.max(span_bits.saturating_sub(MAX_SLOTS.ilog2() + 1));
+            shift = finest.max(span_bits.saturating_sub(self.allowance.most.ilog2() + 1));
             while !fits(shift, self.allowance.usual) {
                 shift += 1;
             }

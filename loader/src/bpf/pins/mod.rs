@@ -37,12 +37,13 @@ pub use layout::Layout;
 pub use plan::{Entry, Found, Hook, Kind, Plan, plan};
 pub use root::{BadRoot, NoBpffs, Root, find_root};
 
-/// The maps that outlive a daemon. The others belong to a capture, which does not.
-pub(super) const MAPS: [&str; 19] = [
+/// The maps that outlive a daemon. The others belong to a capture, which does not, or are a cache.
+pub(super) const MAPS: [&str; 20] = [
     "generations",
     "near_interfaces",
     "interfaces",
     "ports",
+    "guards",
     "near_stations",
     "fdb",
     "hosts4",

@@ -12,8 +12,7 @@
 /* 64 bytes on a wire: a veth carries no frame check sequence, so 60 are left. */
 #define FRAME_SMALL 60
 #define HEADERS 42
-#define UDP_PORT 9000 /* of the measured frames: the sink counts and drops these */
-#define CHECK_PORT 9001 /* of the checked burst */
+#define CHECK_PORT 9001 /* of the checked burst's skbs */
 
 struct ends {
     uint8_t source_mac[6], target_mac[6];

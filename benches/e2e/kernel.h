@@ -34,10 +34,20 @@
 #define MOV_REG(d, s) INSN(BPF_ALU64 | BPF_MOV | BPF_X, d, s, 0, 0)
 #define MOV_IMM(d, i) INSN(BPF_ALU64 | BPF_MOV | BPF_K, d, 0, 0, i)
 #define ADD_IMM(d, i) INSN(BPF_ALU64 | BPF_ADD | BPF_K, d, 0, 0, i)
+#define ALU_IMM(op, d, i) INSN(BPF_ALU64 | (op) | BPF_K, d, 0, 0, i)
+#define ALU_REG(op, d, s) INSN(BPF_ALU64 | (op) | BPF_X, d, s, 0, 0)
+#define TO_BE16(d) INSN(BPF_ALU | BPF_END | BPF_TO_BE, d, 0, 0, 16)
+#define TO_BE32(d) INSN(BPF_ALU | BPF_END | BPF_TO_BE, d, 0, 0, 32)
 #define LOAD(size, d, s, o) INSN(BPF_LDX | BPF_MEM | (size), d, s, o, 0)
+#define STORE(size, d, o, s) INSN(BPF_STX | BPF_MEM | (size), d, s, o, 0)
 #define STORE_IMM(size, d, o, i) INSN(BPF_ST | BPF_MEM | (size), d, 0, o, i)
 #define ATOMIC_ADD64(d, s) INSN(BPF_STX | BPF_ATOMIC | BPF_DW, d, s, 0, BPF_ADD)
 #define JUMP_IF_GT(d, s, o) INSN(BPF_JMP | BPF_JGT | BPF_X, d, s, o, 0)
+#define JUMP_IF_GE(d, s, o) INSN(BPF_JMP | BPF_JGE | BPF_X, d, s, o, 0)
+#define JUMP_IF_EQ_IMM(d, i, o) INSN(BPF_JMP | BPF_JEQ | BPF_K, d, 0, o, i)
+#define JUMP_IF_GT_IMM(d, i, o) INSN(BPF_JMP | BPF_JGT | BPF_K, d, 0, o, i)
+#define JUMP_IF_LE_IMM(d, i, o) INSN(BPF_JMP | BPF_JLE | BPF_K, d, 0, o, i)
+#define JUMP(o) INSN(BPF_JMP | BPF_JA, 0, 0, o, 0)
 #define JUMP_IF_NE_IMM(d, i, o) INSN(BPF_JMP | BPF_JNE | BPF_K, d, 0, o, i)
 #define CALL(helper) INSN(BPF_JMP | BPF_CALL, 0, 0, 0, helper)
 #define EXIT() INSN(BPF_JMP | BPF_EXIT, 0, 0, 0, 0)
@@ -78,6 +88,15 @@ static inline void map_update(int map, uint32_t key, const void *value)
         fail("cannot write a BPF map: %s", strerror(errno));
 }
 
+/* Reads the whole of a map's only value. */
+static inline void map_read(int map, void *value)
+{
+    uint32_t key = 0;
+    union bpf_attr attr = {.map_fd = (uint32_t)map, .key = (uintptr_t)&key, .value = (uintptr_t)value};
+    if (bpf(BPF_MAP_LOOKUP_ELEM, &attr))
+        fail("cannot read a BPF map: %s", strerror(errno));
+}
+
 static inline uint64_t map_read64(int map, uint32_t key)
 {
     uint64_t value = 0;
@@ -85,6 +104,11 @@ static inline uint64_t map_read64(int map, uint32_t key)
     if (bpf(BPF_MAP_LOOKUP_ELEM, &attr))
         fail("cannot read a BPF map: %s", strerror(errno));
     return value;
+}
+
+static inline void map_write64(int map, uint32_t key, uint64_t value)
+{
+    map_update(map, key, &value);
 }
 
 /* Loads a program; ends the process with the verifier's words when the kernel refuses. */

@@ -1,0 +1,293 @@
+//! The source guard's knowledge: which addresses are a pod's, and so what its port may send from.
+//!
+//! The check itself is `bpf/guard.h` and [`podlane_dataplane::forward::guard`]. Here stands whence it is known whose an address
+//! is. Two tell: the container runtime's CNI result, which root wrote when the pod was made, and the pod's own end of its veth
+//! ([`ends`]). A pod without CAP_NET_ADMIN cannot change the latter. One that has it may take an address that is free; it
+//! never gets one that somebody else holds ([`settle`]). A port of which no MAC or no IP address is known is not guarded, and
+//! says so: a guard that guesses would cut pods off.
+//!
+//! Everything here happens on the daemon's thread, a few ports at a time.
+
+pub mod ends;
+pub mod learn;
+pub mod settle;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podlane_dataplane::table::GuardTable;
+use podlane_dataplane::{MacAddr, PortId};
+
+use crate::config::GuardChoice;
+use crate::mirror::NetlinkError;
+use crate::mirror::World;
+use crate::names::cni::CniNames;
+use crate::status::GuardStatus;
+use ends::{End, Ends};
+use settle::{Claim, Node, Settled};
+
+/// Ports whose pods are looked at in one go, which takes some milliseconds.
+const SWEEP: usize = 64;
+/// The least pause between two goes.
+const PAUSE: Duration = Duration::from_millis(20);
+/// A pause is so many times as long as the go before it, so that a pod that changes its addresses all the time keeps nobody
+/// busy: the kernel tells of an interface's index only, which many pods have.
+const PAUSES: u32 = 9;
+/// How long a pod counts as new. Whoever connects it gives it one address after the other, and what it sends in between (a
+/// solicitation for its router, from the address that it got last) is nothing foreign. Its containers start later, and a CNI
+/// result, which is written when the pod is whole, ends this time at once.
+const NEW: Duration = Duration::from_secs(2);
+/// How often every pod is looked at, should a message have been lost.
+const LOOK: Duration = Duration::from_secs(10);
+/// The same where changes are not heard of.
+const LOOK_DEAF: Duration = Duration::from_millis(250);
+
+/// What is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct GuardPolicy {
+    /// Of all ports that `ports` does not name.
+    pub all: GuardChoice,
+    /// Of single ports, by interface.
+    pub ports: BTreeMap<String, GuardChoice>,
+}
+
+/// A pod's open port.
+#[derive(Clone, Copy, Debug)]
+pub struct PodPort<'a> {
+    /// Its number.
+    pub id: PortId,
+    /// The interface.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: &'a str,
+}
+
+/// The guards of all ports.
+#[derive(Debug)]
+pub struct Guards {
+    policy: GuardPolicy,
+    ends: Ends,
+    /// What was last seen of each pod's own end, by port's interface.
+    seen: BTreeMap<u32, End>,
+    /// When the node's interfaces appeared; `None` of those that were there before the guards.
+    born: BTreeMap<u32, Option<Instant>>,
+    /// Ports whose guards are settled, but not yet in force, because the pods are new. (A pod that uses this time to put
+    /// something in front of its interface keeps the guard that it was about to have.)
+    new: BTreeSet<u32>,
+    /// Interfaces whose pods are to be looked at.
+    due: BTreeSet<u32>,
+    looked: Instant,
+    pause: Duration,
+    looked_at_all: Instant,
+    settled: BTreeMap<u32, Settled>,
+    table: Arc<GuardTable>,
+    /// The CNI results that `settled` goes by.
+    cni: Option<Arc<CniNames>>,
+}
+
+impl Guards {
+    /// In the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// If a socket cannot be opened.
+    pub fn open(policy: GuardPolicy) -> Result<Self, NetlinkError> {
+        let now = Instant::now();
+        Ok(Guards {
+            policy,
+            ends: Ends::open()?,
+            seen: BTreeMap::new(),
+            born: BTreeMap::new(),
+            new: BTreeSet::new(),
+            due: BTreeSet::new(),
+            looked: now,
+            pause: PAUSE,
+            looked_at_all: now,
+            settled: BTreeMap::new(),
+            table: Arc::default(),
+            cni: None,
+        })
+    }
+
+    /// Goes by another policy from the next [`Guards::follow`] on.
+    pub fn wish_for(&mut self, policy: GuardPolicy) {
+        self.policy = policy;
+    }
+
+    /// Readable when something changed in a pod.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.ends.fd()
+    }
+
+    /// What may be sent from which port; the same `Arc` until it changes.
+    pub fn table(&self) -> Arc<GuardTable> {
+        Arc::clone(&self.table)
+    }
+
+    /// Whether [`Guards::follow`] has something to do, though nothing changed in the node's own namespace.
+    pub fn is_due(&mut self, world: &World, cni: Option<&Arc<CniNames>>) -> bool {
+        let heard = self.ends.heard();
+        let concerned = |ifindex: &&u32| {
+            let peer = world.links.get(ifindex).and_then(|link| link.peer);
+            peer.is_some_and(|peer| heard.contains(&peer))
+        };
+        self.due.extend(self.seen.keys().filter(concerned));
+        if self.looked_at_all.elapsed() >= if self.ends.hears() { LOOK } else { LOOK_DEAF } {
+            self.looked_at_all = Instant::now();
+            self.due.extend(self.seen.keys());
+        }
+        let told = match (&self.cni, cni) {
+            (Some(one), Some(other)) => !Arc::ptr_eq(one, other),
+            (one, other) => one.is_some() != other.is_some(),
+        };
+        let grown = self.new.iter().any(|ifindex| !self.is_new(*ifindex));
+        told || grown || (!self.due.is_empty() && self.looked.elapsed() >= self.pause)
+    }
+
+    /// Brings the guards in step with the open ports of pods. Whether [`Guards::table`] is another one now.
+    pub fn follow(&mut self, world: &World, bridge: u32, ports: &[PodPort<'_>], cni: Option<Arc<CniNames>>) -> bool {
+        self.note_births(world);
+        let open: BTreeSet<u32> = ports.iter().map(|port| port.ifindex).collect();
+        self.seen.retain(|ifindex, _| open.contains(ifindex));
+        self.settled.retain(|ifindex, _| open.contains(ifindex));
+        self.due.retain(|ifindex| open.contains(ifindex));
+        // Where no guard is wanted, pods are left alone.
+        if ports.iter().any(|port| self.choice(port, world).0 != GuardChoice::Off) {
+            self.due.extend(open.iter().filter(|ifindex| !self.seen.contains_key(ifindex)));
+            self.look(world);
+        } else {
+            self.seen.clear();
+            self.due.clear();
+        }
+        let claims: Vec<Claim> = ports.iter().map(|port| self.claim(port, world, cni.as_deref())).collect();
+        let settled = settle::settle(&claims, &Node::of(world, bridge), &self.settled);
+        self.cni = cni;
+        for (claim, new) in claims.iter().filter_map(|claim| Some((claim, settled.get(&claim.ifindex)?))) {
+            tell(claim, new, self.settled.get(&claim.ifindex));
+        }
+        self.settled = settled;
+        let untold = claims.iter().filter(|claim| claim.cni.is_none()).map(|claim| claim.ifindex);
+        self.new = untold.filter(|ifindex| self.is_new(*ifindex)).collect();
+        let guard =
+            |port: &PodPort<'_>| Some((port.id, self.settled.get(&port.ifindex)?.guard.as_ref().ok().copied()?));
+        let grown = ports.iter().filter(|port| !self.new.contains(&port.ifindex));
+        let table = GuardTable::new(grown.filter_map(guard));
+        let changed = *self.table != table;
+        if changed {
+            self.table = Arc::new(table);
+        }
+        changed
+    }
+
+    /// An interface that is closed and opened again (its bridge was re-made) is no new one.
+    fn note_births(&mut self, world: &World) {
+        // The first time, when not even the loopback device is known, all were there before.
+        let born = (!self.born.is_empty()).then(Instant::now);
+        self.born.retain(|ifindex, _| world.links.contains_key(ifindex));
+        for ifindex in world.links.keys() {
+            self.born.entry(*ifindex).or_insert(born);
+        }
+    }
+
+    fn is_new(&self, ifindex: u32) -> bool {
+        self.born.get(&ifindex).copied().flatten().is_some_and(|born| born.elapsed() < NEW)
+    }
+
+    /// Looks into some of the pods that are due; during a pause, into new ones only. A pod that vanishes meanwhile is unknown,
+    /// as one that cannot be reached.
+    fn look(&mut self, world: &World) {
+        let begin = Instant::now();
+        let pauses = begin.duration_since(self.looked) < self.pause;
+        let now = self.due.iter().copied().filter(|ifindex| !pauses || !self.seen.contains_key(ifindex));
+        let some: Vec<u32> = now.take(SWEEP).collect();
+        for ifindex in &some {
+            self.due.remove(ifindex);
+            let end = world.links.get(ifindex).map_or(End::Unknown("the interface is gone"), |link| self.ends.of(link));
+            self.seen.insert(*ifindex, end);
+        }
+        if !some.is_empty() {
+            self.looked = Instant::now();
+            self.pause = PAUSE.max(begin.elapsed() * PAUSES);
+        }
+    }
+
+    /// What is asked for of a port, and whether that follows from [`GuardChoice::Auto`].
+    fn choice(&self, port: &PodPort<'_>, world: &World) -> (GuardChoice, bool) {
+        let is_ours = || world.links.get(&port.ifindex).is_some_and(|link| is_by_plugin(&link.name, link.mac));
+        match self.policy.ports.get(port.name).copied().unwrap_or(self.policy.all) {
+            GuardChoice::Auto if is_ours() => (GuardChoice::Cluster, true),
+            GuardChoice::Auto => (GuardChoice::Off, true),
+            choice => (choice, false),
+        }
+    }
+
+    fn claim(&self, port: &PodPort<'_>, world: &World, cni: Option<&CniNames>) -> Claim {
+        let (choice, is_auto) = self.choice(port, world);
+        Claim {
+            ifindex: port.ifindex,
+            name: port.name.to_owned(),
+            choice,
+            is_auto,
+            cni: cni.and_then(|cni| cni.get(port.name)).map(|pod| (pod.macs.clone(), pod.addresses.clone())),
+            end: self.seen.get(&port.ifindex).cloned().unwrap_or(End::Unknown("it is not looked at yet")),
+        }
+    }
+
+    /// The interfaces of the pods that MAC addresses are known to be of, as far as they are guarded.
+    pub fn owners(&self) -> BTreeMap<MacAddr, u32> {
+        let guarded = self.settled.iter().filter(|(_, settled)| settled.guard.is_ok());
+        guarded.flat_map(|(ifindex, settled)| settled.macs.iter().map(|mac| (*mac, *ifindex))).collect()
+    }
+
+    /// For `podlane status`; `None` of a port that is no pod's.
+    pub fn status(&self, ifindex: u32) -> Option<GuardStatus> {
+        let status = self.settled.get(&ifindex).map(Settled::status)?;
+        if !status.active || !self.new.contains(&ifindex) {
+            return Some(status);
+        }
+        let why = "the pod is new, and may be given its addresses just now".to_owned();
+        Some(GuardStatus { active: false, why, ..status })
+    }
+}
+
+/// Whether Podlane's network plugin made this end of a veth: it takes its name (`host_interface` in `cni/src/command`) and its
+/// MAC address (`Mac::of_host`) from the same number, of which the address has 32 bits.
+fn is_by_plugin(name: &str, mac: MacAddr) -> bool {
+    let [0xfe, 0x58, number @ ..] = mac.octets() else { return false };
+    let digits: String = number.iter().map(|byte| format!("{byte:02x}")).collect();
+    name.strip_prefix("veth").is_some_and(|rest| rest.len() == 11 && rest.starts_with(&digits))
+}
+
+/// Logs what changed for one port.
+fn tell(claim: &Claim, new: &Settled, old: Option<&Settled>) {
+    if old.is_none_or(|old| old.refused != new.refused) {
+        for refused in &new.refused {
+            tracing::warn!(interface = claim.name, reason = refused, "a pod has an address that it may not send from");
+        }
+    }
+    let reason = |settled: &Settled| settled.guard.as_ref().err().cloned();
+    match (old.map(reason), reason(new)) {
+        (Some(old), new) if old == new => {}
+        (_, None) => tracing::debug!(interface = claim.name, "guarded"),
+        (_, Some(why)) if claim.choice != GuardChoice::Off => {
+            tracing::debug!(interface = claim.name, reason = why, "not guarded");
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_podlanes_plugin_are_known_by_name_and_address_together() {
+        let is = |name: &str, mac: [u8; 6]| is_by_plugin(name, MacAddr::new(mac));
+        assert!(is("veth0123abcd456", [0xfe, 0x58, 0x01, 0x23, 0xab, 0xcd]));
+        for name in ["veth0123abce456", "veth0123abcd45", "veth0123abcd4567", "cali0123abcd456", "veth"] {
+            assert!(!is(name, [0xfe, 0x58, 0x01, 0x23, 0xab, 0xcd]), "{name}");
+        }
+        assert!(!is("veth0123abcd456", [0x0a, 0x58, 0x01, 0x23, 0xab, 0xcd]));
+    }
+}

@@ -1,0 +1,454 @@
+//! Whose an address is, when several say it is theirs.
+//!
+//! Pure: claims, what the node itself has, and what was settled before. Three rounds, each by interface index: what a CNI result
+//! gives, which root wrote; what a pod held before and still has; what is left. An earlier round decides against a later one,
+//! so an address that another pod holds can neither be taken by a pod that gives it to itself nor be lost to one. Who asks in
+//! the same round gets it as well: nothing tells whose it is (after a start, without CNI results), and to guess would cut
+//! somebody off. Nobody gets the node's own addresses, or one that a static FDB entry or a permanent neighbour entry says is
+//! elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use podlane_dataplane::table::Guard;
+use podlane_dataplane::{MacAddr, limits};
+
+use super::ends::End;
+use crate::config::GuardChoice;
+use crate::mirror::World;
+use crate::mirror::world::FdbKind;
+use crate::status::GuardStatus;
+
+/// Why a pod has no guard unless it is asked for.
+const NOT_OURS: &str = "`source_guard` is `auto`, and another network plugin connected the pod";
+
+/// What is said of one port.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Its interface.
+    pub ifindex: u32,
+    /// The interface's name.
+    pub name: String,
+    /// What is asked for: not [`GuardChoice::Auto`], which is decided before.
+    pub choice: GuardChoice,
+    /// Whether `choice` follows from [`GuardChoice::Auto`].
+    pub is_auto: bool,
+    /// What the CNI result gives the pod, if there is one.
+    pub cni: Option<(Vec<MacAddr>, Vec<IpAddr>)>,
+    /// The pod's own end.
+    pub end: End,
+}
+
+/// What is settled for one port.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Settled {
+    /// What was asked for.
+    pub choice: GuardChoice,
+    /// MAC addresses that are the pod's, guarded or not.
+    pub macs: BTreeSet<MacAddr>,
+    /// IP addresses, likewise.
+    pub addresses: BTreeSet<IpAddr>,
+    /// What it may not have, each with the reason.
+    pub refused: Vec<String>,
+    /// The guard; or why there is none, as a clause.
+    pub guard: Result<Guard, String>,
+    /// Whence the addresses are known, as a clause.
+    pub source: &'static str,
+}
+
+impl Settled {
+    /// For `podlane status`.
+    pub fn status(&self) -> GuardStatus {
+        let active = self.guard.is_ok();
+        let texts = |texts: Vec<String>| if active { texts } else { Vec::new() };
+        GuardStatus {
+            wanted: self.choice.word().to_owned(),
+            active,
+            why: self.guard.as_ref().err().cloned().unwrap_or_else(|| self.source.to_owned()),
+            macs: texts(self.macs.iter().map(ToString::to_string).collect()),
+            addresses: texts(self.addresses.iter().map(ToString::to_string).collect()),
+            refused: self.refused.clone(),
+        }
+    }
+}
+
+/// What no pod may have.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    macs: BTreeSet<MacAddr>,
+    addresses: BTreeSet<IpAddr>,
+    /// Where static FDB entries say that a MAC address is.
+    stations: BTreeMap<MacAddr, u32>,
+    /// The MAC addresses of permanent neighbour entries.
+    neighbours: BTreeMap<IpAddr, MacAddr>,
+}
+
+impl Node {
+    /// Of the node's own network namespace.
+    pub fn of(world: &World, bridge: u32) -> Self {
+        let mut node = Node {
+            addresses: world.addresses.keys().map(|key| key.local).collect(),
+            macs: world.links.get(&bridge).map(|link| link.mac).into_iter().collect(),
+            ..Node::default()
+        };
+        for (key, entry) in world.fdb.iter().filter(|(key, _)| key.bridge == bridge) {
+            match entry.kind {
+                FdbKind::Local => drop(node.macs.insert(key.mac)),
+                FdbKind::Static => drop(node.stations.insert(key.mac, entry.port)),
+                FdbKind::ExternLearned | FdbKind::Dynamic => {}
+            }
+        }
+        let on_bridge = world.neighbours.iter().filter(|(key, _)| key.ifindex == bridge);
+        node.neighbours = on_bridge
+            .filter(|(_, neighbour)| neighbour.state.is_configured())
+            .map(|(key, neighbour)| (key.address, neighbour.mac))
+            .collect();
+        node
+    }
+
+    fn refuses_mac(&self, mac: MacAddr, ifindex: u32) -> Option<&'static str> {
+        if self.macs.contains(&mac) {
+            return Some("it is the node's own");
+        }
+        let elsewhere = self.stations.get(&mac).is_some_and(|port| *port != ifindex);
+        elsewhere.then_some("a static FDB entry says that it is elsewhere")
+    }
+
+    fn refuses(&self, address: IpAddr, macs: &BTreeSet<MacAddr>) -> Option<&'static str> {
+        if self.addresses.contains(&address) && !is_link_local(&address) {
+            return Some("it is the node's own");
+        }
+        let elsewhere = self.neighbours.get(&address).is_some_and(|mac| !macs.contains(mac));
+        elsewhere.then_some("a permanent neighbour entry says that it is elsewhere")
+    }
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+/// What is asked for: the round, the port's interface, and what.
+type Wishes<T> = Vec<(Round, u32, T)>;
+
+/// Why a port asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Round {
+    Given,
+    Kept,
+    Left,
+}
+
+/// Settles all claims. `before` is what was settled last.
+pub fn settle(claims: &[Claim], node: &Node, before: &BTreeMap<u32, Settled>) -> BTreeMap<u32, Settled> {
+    let bound = bound(claims, before);
+    let names: BTreeMap<u32, &str> = claims.iter().map(|claim| (claim.ifindex, claim.name.as_str())).collect();
+    let mut refused: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+    let held_macs = |settled: &Settled| settled.macs.clone();
+    let refuses_mac = |mac: MacAddr, ifindex| node.refuses_mac(mac, ifindex);
+    let mac_fits =
+        |ifindex, own: &BTreeSet<MacAddr>, _: MacAddr| !bound.contains(&ifindex) || own.len() < limits::MAX_GUARD_MACS;
+    let address_fits = |ifindex, own: &BTreeSet<IpAddr>, wish: IpAddr| {
+        let of_family = own.iter().filter(|address| address.is_ipv4() == wish.is_ipv4());
+        !bound.contains(&ifindex) || of_family.count() < limits::MAX_GUARD_ADDRESSES
+    };
+    let rounds = rounds(claims, before, own_macs, cni_macs, held_macs);
+    let macs = distribute(rounds, &names, (refuses_mac, mac_fits), &mut refused);
+    let none = BTreeSet::new();
+    let held_addresses = |settled: &Settled| settled.addresses.clone();
+    let refuses = |address: IpAddr, ifindex: u32| node.refuses(address, macs.get(&ifindex).unwrap_or(&none));
+    let rounds = self::rounds(claims, before, own_addresses, cni_addresses, held_addresses);
+    let addresses = distribute(rounds, &names, (refuses, address_fits), &mut refused);
+    let conclude = |claim: &Claim| {
+        let (macs, addresses) = (macs.get(&claim.ifindex), addresses.get(&claim.ifindex));
+        let refused = refused.get(&claim.ifindex).into_iter().flatten().cloned().collect();
+        let was_guarded = was_guarded(claim, before);
+        let settled = conclude(
+            claim,
+            macs.cloned().unwrap_or_default(),
+            addresses.cloned().unwrap_or_default(),
+            refused,
+            was_guarded,
+        );
+        (claim.ifindex, settled)
+    };
+    claims.iter().map(conclude).collect()
+}
+
+fn was_guarded(claim: &Claim, before: &BTreeMap<u32, Settled>) -> bool {
+    before.get(&claim.ifindex).is_some_and(|settled| settled.guard.is_ok())
+}
+
+/// The ports of which it is known what they have: more than a guard holds is not theirs, and no way out of it.
+fn bound(claims: &[Claim], before: &BTreeMap<u32, Settled>) -> BTreeSet<u32> {
+    let bound = claims.iter().filter(|claim| claim.cni.is_some() || was_guarded(claim, before));
+    bound.map(|claim| claim.ifindex).collect()
+}
+
+fn cni_macs(claim: &Claim) -> Vec<MacAddr> {
+    claim.cni.as_ref().map(|(macs, _)| macs.clone()).unwrap_or_default()
+}
+
+fn cni_addresses(claim: &Claim) -> Vec<IpAddr> {
+    claim.cni.as_ref().map(|(_, addresses)| addresses.clone()).unwrap_or_default()
+}
+
+fn own_macs(claim: &Claim) -> Vec<MacAddr> {
+    match &claim.end {
+        End::Own { macs, .. } => macs.iter().copied().collect(),
+        End::Unknown(_) => Vec::new(),
+    }
+}
+
+fn own_addresses(claim: &Claim) -> Vec<IpAddr> {
+    match &claim.end {
+        End::Own { addresses, .. } => addresses.iter().copied().collect(),
+        End::Unknown(_) => Vec::new(),
+    }
+}
+
+/// Who asks for what, in the order in which it is decided.
+fn rounds<T: Copy + Ord>(
+    claims: &[Claim],
+    before: &BTreeMap<u32, Settled>,
+    own: impl Fn(&Claim) -> Vec<T>,
+    cni: impl Fn(&Claim) -> Vec<T>,
+    held: impl Fn(&Settled) -> BTreeSet<T>,
+) -> Wishes<T> {
+    let held = |claim: &Claim| before.get(&claim.ifindex).map(&held).unwrap_or_default();
+    let asks = |round, claim: &Claim| {
+        let ifindex = claim.ifindex;
+        move |wish| (round, ifindex, wish)
+    };
+    let given = claims.iter().flat_map(|claim| cni(claim).into_iter().map(asks(Round::Given, claim)));
+    // A pod whose end cannot be read any more, or that has put something between itself and its end, keeps what it had: such
+    // a pod says nothing of what is behind.
+    let kept = claims.iter().flat_map(|claim| {
+        let (held, own) = (held(claim), own(claim));
+        let all = claim.end.keeps();
+        held.into_iter().filter(move |wish| all || own.contains(wish)).map(asks(Round::Kept, claim))
+    });
+    let left = claims.iter().flat_map(|claim| own(claim).into_iter().map(asks(Round::Left, claim)));
+    given.chain(kept).chain(left).collect()
+}
+
+/// Gives each thing to those who ask for it in the first round in which anybody does; the others are told so.
+fn distribute<T: Copy + Ord + ToString>(
+    wishes: Wishes<T>,
+    names: &BTreeMap<u32, &str>,
+    (refuses, fits): (impl Fn(T, u32) -> Option<&'static str>, impl Fn(u32, &BTreeSet<T>, T) -> bool),
+    refused: &mut BTreeMap<u32, BTreeSet<String>>,
+) -> BTreeMap<u32, BTreeSet<T>> {
+    let mut owners: BTreeMap<T, (Round, u32)> = BTreeMap::new();
+    let mut given: BTreeMap<u32, BTreeSet<T>> = BTreeMap::new();
+    for (round, ifindex, wish) in wishes {
+        let mut refuse = |why: &str| {
+            refused.entry(ifindex).or_default().insert(format!("{}: {why}", wish.to_string()));
+        };
+        if let Some(why) = refuses(wish, ifindex) {
+            refuse(why);
+            continue;
+        }
+        let own = given.entry(ifindex).or_default();
+        if own.contains(&wish) {
+            continue;
+        }
+        if !fits(ifindex, own, wish) {
+            refuse("it has as many as can be guarded");
+            continue;
+        }
+        let (decided, owner) = *owners.entry(wish).or_insert((round, ifindex));
+        if decided == round {
+            own.insert(wish);
+        } else {
+            refuse(&format!("{} has it", names.get(&owner).unwrap_or(&"another port")));
+        }
+    }
+    given
+}
+
+/// The guard of a port to which this was given.
+fn conclude(
+    claim: &Claim,
+    macs: BTreeSet<MacAddr>,
+    addresses: BTreeSet<IpAddr>,
+    refused: Vec<String>,
+    was_guarded: bool,
+) -> Settled {
+    let (by_cni, by_end) = (claim.cni.is_some(), matches!(claim.end, End::Own { .. }));
+    let source = match (by_cni, by_end) {
+        (true, true) => "by the CNI result and the pod's own interface",
+        (true, false) => "by the CNI result",
+        (false, _) => "by the pod's own interface",
+    };
+    let guard = match &claim.end {
+        _ if claim.choice == GuardChoice::Off => Err(if claim.is_auto { NOT_OURS } else { "as configured" }.to_owned()),
+        End::Own { behind: Some(behind), .. } if !was_guarded => {
+            Err(format!("its addresses are not surely known: {behind}"))
+        }
+        // What it asks for counts as known, even if it does not get it: a pod that gives itself nothing but others'
+        // addresses may send from none.
+        _ if own_macs(claim).is_empty() && cni_macs(claim).is_empty() && !was_guarded => {
+            Err(format!("its MAC address is not known: {}", claim.end.unknown()))
+        }
+        _ if !has_real(&own_addresses(claim)) && !has_real(&cni_addresses(claim)) && !was_guarded => {
+            Err("its IP address is not known: the pod has none yet, and no CNI result tells of one".to_owned())
+        }
+        _ => Guard::new(macs.iter().copied(), addresses.iter().copied())
+            .map(|guard| guard.with(claim.choice == GuardChoice::Strict, by_end))
+            .map_err(|error| error.to_string()),
+    };
+    Settled { choice: claim.choice, macs, addresses, refused, guard, source }
+}
+
+/// Whether there is an address among them that others would send to.
+fn has_real(addresses: &[IpAddr]) -> bool {
+    addresses.iter().any(|address| !is_link_local(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mac(last: u8) -> MacAddr {
+        MacAddr::new([2, 0, 0, 0, 0, last])
+    }
+
+    fn ip(last: u8) -> IpAddr {
+        IpAddr::from([10, 244, 1, last])
+    }
+
+    fn own(macs: &[u8], addresses: &[u8]) -> End {
+        End::Own {
+            macs: macs.iter().copied().map(mac).collect(),
+            addresses: addresses.iter().copied().map(ip).collect(),
+            behind: None,
+        }
+    }
+
+    fn claim(ifindex: u32, end: End) -> Claim {
+        Claim { ifindex, name: format!("veth{ifindex}"), choice: GuardChoice::Cluster, is_auto: false, cni: None, end }
+    }
+
+    fn addresses(settled: &BTreeMap<u32, Settled>, ifindex: u32) -> Vec<IpAddr> {
+        settled[&ifindex].addresses.iter().copied().collect()
+    }
+
+    fn first(claims: &[Claim]) -> BTreeMap<u32, Settled> {
+        settle(claims, &Node::default(), &BTreeMap::new())
+    }
+
+    #[test]
+    fn a_pod_is_guarded_with_what_its_own_end_has() {
+        let settled = first(&[claim(7, own(&[1], &[2, 3]))]);
+        let guard = settled[&7].guard.as_ref().unwrap();
+        assert_eq!(guard.macs().collect::<Vec<_>>(), [mac(1)]);
+        assert!(guard.has4([10, 244, 1, 3].into()) && !guard.has4([10, 244, 1, 4].into()));
+        assert!(guard.link_local && !guard.strict);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_guarded() {
+        let unknown = first(&[claim(7, End::Unknown("nobody knows"))]);
+        assert!(unknown[&7].guard.as_ref().is_err_and(|why| why.contains("nobody knows")));
+        let no_address = first(&[claim(7, own(&[1], &[]))]);
+        assert!(no_address[&7].guard.is_err());
+        let many: Vec<u8> = (2..20).collect();
+        assert!(first(&[claim(7, own(&[1], &many))])[&7].guard.as_ref().is_err_and(|why| why.contains("18")));
+        let off = Claim { choice: GuardChoice::Off, ..claim(7, own(&[1], &[2])) };
+        assert_eq!(first(&[off])[&7].guard, Err("as configured".to_owned()));
+    }
+
+    #[test]
+    fn a_pod_that_takes_anothers_address_does_not_get_it() {
+        let before = first(&[claim(8, own(&[2], &[3]))]);
+        let claims = [claim(7, own(&[1], &[2, 3])), claim(8, own(&[2], &[3]))];
+        let settled = settle(&claims, &Node::default(), &before);
+        assert_eq!((addresses(&settled, 7), addresses(&settled, 8)), (vec![ip(2)], vec![ip(3)]));
+        assert_eq!(settled[&7].refused, ["10.244.1.3: veth8 has it"]);
+        // When the other gives it up, it is free.
+        let claims = [claim(7, own(&[1], &[2, 3])), claim(8, own(&[2], &[4]))];
+        assert_eq!(addresses(&settle(&claims, &Node::default(), &settled), 7), [ip(2), ip(3)]);
+    }
+
+    #[test]
+    fn a_guard_is_not_shaken_off_by_more_addresses_than_it_holds() {
+        let many: Vec<u8> = (2..40).collect();
+        let before = first(&[claim(7, own(&[1], &[33]))]);
+        let settled = settle(&[claim(7, own(&[1], &many))], &Node::default(), &before);
+        let guard = settled[&7].guard.as_ref().unwrap();
+        assert!(guard.has4([10, 244, 1, 33].into()), "what it had before comes first");
+        assert_eq!((guard.ipv4().count(), settled[&7].refused.len()), (limits::MAX_GUARD_ADDRESSES, 30));
+        let told = Claim { cni: Some((vec![mac(1)], vec![ip(39)])), ..claim(7, own(&[1], &many)) };
+        let settled = first(&[told]);
+        assert!(settled[&7].guard.as_ref().unwrap().has4([10, 244, 1, 39].into()), "and what root gave it");
+    }
+
+    /// As after a start without CNI results: nothing tells who is right, and nobody is cut off.
+    #[test]
+    fn who_asks_at_the_same_time_gets_the_same() {
+        let claims = [claim(7, own(&[1], &[2, 3])), claim(8, own(&[2], &[3]))];
+        let settled = first(&claims);
+        assert_eq!((addresses(&settled, 7), addresses(&settled, 8)), (vec![ip(2), ip(3)], vec![ip(3)]));
+        let again = settle(&claims, &Node::default(), &settled);
+        assert_eq!(again, settled, "and keeps it");
+        let told = Claim { cni: Some((vec![mac(2)], vec![ip(3)])), ..claims[1].clone() };
+        let settled = settle(&[claims[0].clone(), told], &Node::default(), &settled);
+        assert_eq!((addresses(&settled, 7), addresses(&settled, 8)), (vec![ip(2)], vec![ip(3)]), "until it is told");
+    }
+
+    #[test]
+    fn pods_of_another_plugin_are_guarded_only_when_asked_for() {
+        let off = Claim { choice: GuardChoice::Off, is_auto: true, ..claim(7, own(&[1], &[2])) };
+        assert!(first(&[off])[&7].guard.as_ref().is_err_and(|why| why.contains("another network plugin")));
+    }
+
+    #[test]
+    fn a_pod_that_has_only_others_addresses_may_send_from_none() {
+        let victim = Claim { cni: Some((vec![mac(2)], vec![ip(3)])), ..claim(8, own(&[2], &[3])) };
+        let settled = first(&[claim(7, own(&[2], &[3])), victim]);
+        let guard = settled[&7].guard.as_ref().unwrap();
+        assert_eq!((guard.macs().count(), guard.ipv4().count()), (0, 0));
+        assert_eq!(addresses(&settled, 8), [ip(3)]);
+    }
+
+    #[test]
+    fn a_cni_result_wins_over_what_somebody_held_before() {
+        let before = first(&[claim(7, own(&[1], &[2, 3]))]);
+        let victim = Claim { cni: Some((vec![mac(2)], vec![ip(3)])), ..claim(8, End::Unknown("")) };
+        let settled = settle(&[claim(7, own(&[1], &[2, 3])), victim], &Node::default(), &before);
+        assert_eq!((addresses(&settled, 7), addresses(&settled, 8)), (vec![ip(2)], vec![ip(3)]));
+        assert!(!settled[&8].guard.as_ref().unwrap().link_local, "its link-local address is not known");
+    }
+
+    #[test]
+    fn nobody_gets_what_is_the_nodes_or_fixed_elsewhere() {
+        let node = Node {
+            macs: [mac(9)].into(),
+            addresses: [ip(1)].into(),
+            stations: [(mac(8), 99), (mac(1), 7)].into(),
+            neighbours: [(ip(5), mac(77)), (ip(6), mac(1))].into(),
+        };
+        let settled = settle(&[claim(7, own(&[1, 8, 9], &[1, 2, 5, 6]))], &node, &BTreeMap::new());
+        assert_eq!(settled[&7].macs.iter().copied().collect::<Vec<_>>(), [mac(1)]);
+        assert_eq!(addresses(&settled, 7), [ip(2), ip(6)]);
+        assert_eq!(settled[&7].refused.len(), 4);
+    }
+
+    /// A bridge or a macvlan in a pod hides who is behind: from the start that is not guarded, but it is no way out of a guard.
+    #[test]
+    fn a_guard_is_not_shaken_off_by_putting_something_in_front() {
+        let behind = |macs: &[u8], addresses: &[u8]| match own(macs, addresses) {
+            End::Own { macs, addresses, .. } => {
+                End::Own { macs, addresses, behind: Some("its interface is a member of br0 in there".to_owned()) }
+            }
+            end => end,
+        };
+        assert!(first(&[claim(7, behind(&[1], &[2]))])[&7].guard.as_ref().is_err_and(|why| why.contains("br0")));
+        let before = first(&[claim(7, own(&[1], &[2]))]);
+        let settled = settle(&[claim(7, behind(&[4], &[]))], &Node::default(), &before);
+        let guard = settled[&7].guard.as_ref().unwrap();
+        assert!(guard.has_mac(mac(1)) && guard.has_mac(mac(4)) && guard.has4([10, 244, 1, 2].into()));
+        let gone = settle(&[claim(7, End::Unknown("gone"))], &Node::default(), &before);
+        assert_eq!(addresses(&gone, 7), [ip(2)], "a pod that cannot be looked at keeps what it had");
+    }
+}
