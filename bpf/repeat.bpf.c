@@ -29,6 +29,11 @@ struct sk_buff {
 /* Linux 6.2. */
 extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
 
+/* The kernel's list of functions that its verifier knows by name, as far as it is asked about (kernel/bpf/verifier.c). */
+enum special_kfunc_type {
+	KF_bpf_cast_to_kern_ctx,
+};
+
 /* The data offset of a TCP header (RFC 9293, 3.1): the upper half of this byte, in words. */
 #define TCP_DATA_OFFSET 12
 
@@ -135,7 +140,8 @@ static __always_inline int may_be_tunnel(struct __sk_buff *skb)
 {
 	const struct sk_buff *kernel_skb;
 
-	if (!bpf_ksym_exists(bpf_cast_to_kern_ctx))
+	/* The list stands for the function: Linux 6.2 and 6.3 refuse bpf_ksym_exists (can_look_up in translated.h). */
+	if (!bpf_core_enum_value_exists(enum special_kfunc_type, KF_bpf_cast_to_kern_ctx))
 		return 1;
 	kernel_skb = bpf_cast_to_kern_ctx(skb);
 	return BPF_CORE_READ_BITFIELD(kernel_skb, encapsulation);

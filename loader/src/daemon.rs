@@ -316,6 +316,8 @@ impl Daemon {
     /// Whatever can be prepared while another daemon runs is done before that one is asked to let go.
     fn start(config: Config, start: Start) -> Result<Self, RunError> {
         let instance = config.instance.as_str();
+        // Before the control socket: who waits for a turn must not keep others waiting there.
+        let _turn = survival::take_turn(&config.bpffs, instance).map_err(BpfError::Pin)?;
         let alone = (start == Start::Alone).then(|| Control::open(instance)).transpose()?;
         let mut mirror = Mirror::open()?;
         mirror.dump()?;
@@ -345,6 +347,7 @@ impl Daemon {
             cpus: config.cpus.clone(),
             idle_spin_us: config.idle_spin.as_micros() as u32,
             checksum_metadata: config.checksum_metadata == ChecksumMetadata::Auto,
+            card_checksum_metadata: crate::check::kernel_is_at_least((6, 18)),
         };
         let engine = Heartbeats::map(steering.heartbeats())
             .map_err(EngineError::Heartbeats)
@@ -687,7 +690,8 @@ impl Daemon {
         let input = self.input();
         let compiled = self.compiler.compile(self.mirror.world(), &input, changes);
         self.notes = compiled.notes;
-        if !compiled.changed && !guards_changed {
+        // What could not be written before is tried again.
+        if !compiled.changed && !guards_changed && self.in_force {
             return Ok(());
         }
         // The workers first: what the program steers by older maps they judge by newer tables, and a frame that they do
@@ -791,6 +795,9 @@ impl Daemon {
         log::tick();
         if let Some(worker) = self.engine.as_ref().and_then(Engine::dead_worker) {
             return Err(RunError::DeadWorker(worker));
+        }
+        if !self.in_force {
+            self.publish(Changes::NONE)?;
         }
         if self.queues_counted.elapsed() >= QUEUE_COUNT {
             self.follow(Changes::LINKS)?;

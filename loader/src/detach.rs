@@ -98,7 +98,8 @@ pub struct Report {
 pub fn detach(wish: &Wish) -> Result<Report, DetachError> {
     let instance = wish.instance.as_str();
     let mut report = Report { schema: 1, instance: instance.to_owned(), ..Report::default() };
-    // Held to the end, so that no daemon starts meanwhile.
+    // Both are held to the end, so that no daemon starts, or prepares to take over, meanwhile.
+    let _turn = crate::survival::take_turn(&wish.root, instance)?;
     let _control = if wish.stop {
         let (control, pid) = relieve(instance)?;
         report.stopped = pid;
@@ -135,8 +136,11 @@ pub fn detach(wish: &Wish) -> Result<Report, DetachError> {
             report.elsewhere.push(path);
             continue;
         }
+        let is_empty = pins.found()?.is_empty();
         pins.remove()?;
-        report.pins.push(path);
+        if !is_empty {
+            report.pins.push(path);
+        }
     }
     Ok(report)
 }

@@ -15,7 +15,7 @@ use podlane_dataplane::afxdp::{
     clock, raise_priority,
 };
 use podlane_dataplane::table::learn::LearnReport;
-use podlane_dataplane::table::{Activity, Publisher};
+use podlane_dataplane::table::{Activity, PortKind, Publisher};
 use podlane_dataplane::worker::{
     Command, Counter, Egress, FrameCount, FramePool, Handoff, Homes, IdlePolicy, LEARN_QUEUE, PortCounters, Worker,
     WorkerCounters, WorkerParts, capacity, run,
@@ -157,6 +157,10 @@ pub struct EngineOptions {
     pub idle_spin_us: u32,
     /// Use TX metadata for checksums where the kernel has it.
     pub checksum_metadata: bool,
+    /// The same for network cards in copy mode. Before Linux 6.18 it is not looked at in a packet for a driver that takes
+    /// packets in pieces (`IFF_TX_SKB_NO_LINEAR`, virtio-net; `xsk_build_skb_zerocopy` in `net/xdp/xsk.c`), and the packet
+    /// leaves with half a checksum.
+    pub card_checksum_metadata: bool,
 }
 
 #[derive(Debug)]
@@ -200,6 +204,7 @@ pub struct Engine {
     umem: Umem,
     anchor: SocketHandle,
     mode: XskMode,
+    card_checksum_metadata: bool,
     ownership: Ownership,
     heartbeats: Heartbeats,
     learn: Arc<ArrayQueue<LearnReport>>,
@@ -231,6 +236,7 @@ impl Engine {
             umem,
             anchor: handle,
             mode,
+            card_checksum_metadata: options.card_checksum_metadata,
             ownership: Ownership::new(options.cpus.len()),
             heartbeats,
             learn: Arc::new(ArrayQueue::new(LEARN_QUEUE)),
@@ -304,13 +310,17 @@ impl Engine {
     pub fn open_port(
         &mut self,
         port: PortId,
+        kind: PortKind,
         ifindex: u32,
         queues: u32,
         tx_queues: u32,
         zero_copy: ZeroCopy,
     ) -> Result<Opened, EngineError> {
         self.check_frames(port, queues)?;
-        let (sockets, why_copy) = self.bind_queues(ifindex, queues, zero_copy)?;
+        let checksum_metadata =
+            self.mode.checksum_metadata && (kind != PortKind::Uplink || self.card_checksum_metadata);
+        let copied = XskMode { checksum_metadata, ..self.mode };
+        let (sockets, why_copy) = self.bind_queues(ifindex, queues, zero_copy, copied)?;
         for worker in &mut self.workers {
             worker.retired.add(worker.counters.port(port));
             worker.counters.port(port).reset();
@@ -329,34 +339,36 @@ impl Engine {
         Ok(Opened { queues: open, mode, why_copy })
     }
 
-    /// A socket for every queue, all of them in the same mode: zero-copy if that is wanted and the driver can, and else why
-    /// not.
+    /// A socket for every queue, all of them in the same mode: zero-copy if that is wanted and the driver can, else `copied`,
+    /// and why.
     fn bind_queues(
         &mut self,
         ifindex: u32,
         queues: u32,
         zero_copy: ZeroCopy,
+        copied: XskMode,
     ) -> Result<(Vec<Socket>, Option<String>), EngineError> {
         if zero_copy == ZeroCopy::Off {
-            return Ok((self.bind_each(ifindex, queues, false)?, None));
+            return Ok((self.bind_each(ifindex, queues, Some(copied))?, None));
         }
-        match self.bind_each(ifindex, queues, true) {
+        match self.bind_each(ifindex, queues, None) {
             Ok(sockets) => Ok((sockets, None)),
             Err(EngineError::Bind(error)) if error.is_the_drivers() && zero_copy == ZeroCopy::Require => {
                 Err(EngineError::NoZeroCopy(error))
             }
             Err(EngineError::Bind(error)) if error.is_the_drivers() => {
-                Ok((self.bind_each(ifindex, queues, false)?, Some(error.to_string())))
+                Ok((self.bind_each(ifindex, queues, Some(copied))?, Some(error.to_string())))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn bind_each(&mut self, ifindex: u32, queues: u32, zero_copy: bool) -> Result<Vec<Socket>, EngineError> {
+    /// In a mode that copies, or zero-copy.
+    fn bind_each(&mut self, ifindex: u32, queues: u32, copied: Option<XskMode>) -> Result<Vec<Socket>, EngineError> {
         let mut sockets: Vec<Socket> = Vec::new();
         for queue in 0..queues {
             let first = sockets.first().map(|first| (first.handle(), first.mode()));
-            match self.bind(ifindex, queue, zero_copy, first) {
+            match self.bind(ifindex, queue, copied, first) {
                 Ok(socket) => sockets.push(socket),
                 Err(error) => {
                     self.close_sockets(sockets);
@@ -385,16 +397,16 @@ impl Engine {
         &mut self,
         ifindex: u32,
         queue: u32,
-        zero_copy: bool,
+        copied: Option<XskMode>,
         first: Option<(SocketHandle, XskMode)>,
     ) -> Result<Socket, EngineError> {
         let number = self.numbers.take().ok_or(EngineError::SocketNumbers)?;
         let bound = retry_busy(|| {
-            if zero_copy {
+            if let Some(mode) = copied {
+                Socket::bind_shared(&self.umem, &self.anchor, mode, ifindex, queue, number)
+            } else {
                 let share = first.as_ref().map(|(first, mode)| (first, *mode));
                 Socket::bind_zero_copy(&self.umem, share, ifindex, queue, number)
-            } else {
-                Socket::bind_shared(&self.umem, &self.anchor, self.mode, ifindex, queue, number)
             }
         });
         bound.map_err(|error| {

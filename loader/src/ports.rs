@@ -494,7 +494,7 @@ impl Ports {
         steering: &mut Steering,
     ) -> Result<Opened, OpenError> {
         steering.reset_counters(id)?;
-        Ok(engine.open_port(id, link.ifindex, link.queues, link.tx_queues, zero_copy)?)
+        Ok(engine.open_port(id, link.kind, link.ifindex, link.queues, link.tx_queues, zero_copy)?)
     }
 
     fn refuse(&mut self, link: &Candidate, why: String) {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::bpf::pins::{NoBpffs, Pins, Root, find_root};
+use crate::bpf::pins::{NoBpffs, PinError, Pins, Root, Turn, find_root};
 use crate::bpf::{Adopted, BpfError, Steering};
 use crate::status::SurvivalStatus;
 
@@ -20,6 +20,19 @@ pub struct Survival {
     adopted: Adopted,
     /// How long nobody kept the tables, from the last daemon's last word to this one's first.
     gap: Option<Duration>,
+}
+
+/// Waits until nobody else of this instance starts or is taken off the node, and holds that up until the turn is dropped.
+/// `None` where nothing can be pinned; [`load`] says why.
+///
+/// # Errors
+/// If somebody is at it for too long.
+pub fn take_turn(root: &Root, instance: &str) -> Result<Option<Turn>, PinError> {
+    let Ok(root) = find_root(root) else { return Ok(None) };
+    match Pins::of(&root, instance)?.take_turn() {
+        Err(error) if error.source.kind() != std::io::ErrorKind::TimedOut => Ok(None),
+        turn => turn.map(Some),
+    }
 }
 
 /// Loads the programs, over the maps that an earlier daemon of this instance has left if there are any. Nothing that runs is

@@ -594,6 +594,25 @@ fn wanted_ports_are_pods_and_uplinks() {
     assert_eq!((wanted.bridge, wanted.bridge_problem.as_str()), (None, "eth0 is not a bridge (its kind is device)"));
 }
 
+/// What goes past a limit must not be taken; `fq` is one on a pod's interface, where nobody gets it unasked.
+#[test]
+fn interfaces_with_limits_stay_with_the_kernel() {
+    let uplinks = ["eth0".to_owned()];
+    let wish = PortWish { bridge: "cbr0", uplinks: &uplinks, ..PortWish::default() };
+    for (ifindex, kind, is_refused) in
+        [(UPLINK, "tbf", true), (UPLINK, "ingress", true), (UPLINK, "fq", false), (POD, "htb", true), (POD, "fq", true)]
+    {
+        let mut world = node();
+        let all = wanted_ports(&world, &wish, |_| 1).ports.len();
+        world.qdiscs.entry(ifindex).or_default().insert(kind.to_owned());
+        let wanted = wanted_ports(&world, &wish, |_| 1);
+        assert_eq!(wanted.ports.len(), all - usize::from(is_refused), "{kind}: {:?}", wanted.refused);
+        let of_kind =
+            wanted.refused.iter().filter(|refusal| refusal.why.contains(&format!("queueing discipline {kind}")));
+        assert_eq!(of_kind.count(), usize::from(is_refused), "{:?}", wanted.refused);
+    }
+}
+
 /// Handing over skips the interface's own queue, which cuts super-frames and finishes checksums: for pods only, and only
 /// where the other end is in another namespace, since the kernel drops what would stay in the same one.
 #[test]

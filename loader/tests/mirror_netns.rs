@@ -389,6 +389,17 @@ fn what_limits_bandwidth_is_followed() {
         run("ip link del far");
         assert_like_a_fresh_dump(&mut mirror);
         assert!(mirror.world().qdiscs.is_empty());
+        // A limit for one of an interface's queues.
+        run("ip link add eth1 numtxqueues 2 type veth peer name far");
+        run("ip link set eth1 up");
+        run("ip link set far up");
+        run("tc qdisc add dev eth1 root handle 1: mq");
+        assert_like_a_fresh_dump(&mut mirror);
+        let inside = index(&mirror, "eth1");
+        assert_eq!(kinds(mirror.world(), inside), Vec::<String>::new());
+        run("tc qdisc add dev eth1 parent 1:2 tbf rate 1mbit burst 10kb latency 50ms");
+        assert_like_a_fresh_dump(&mut mirror);
+        assert_eq!(kinds(mirror.world(), inside), vec!["tbf".to_owned()]);
     });
 }
 

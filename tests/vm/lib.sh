@@ -15,6 +15,8 @@ RATE=${RATE:-$((1000 / SLOW))}
 # How long anything may take; the machine below may be busy.
 PATIENCE_S=$((40 * SLOW))
 PODLANE_PID=''
+# What the daemon is started by, if by anything.
+LAUNCH=()
 
 skip() { # REASON
     printf '%s\n' "$*"
@@ -105,7 +107,7 @@ podlane_up() { # OPTION…: on the node, and waits until it is ready
     local log
     log=$(mktemp "$RESULTS/podlane.XXXXXX.log")
     # Not by the function: its process would be a shell's, and signals are for the daemon.
-    nsenter --net="/run/netns/$NODE" podlane run --bridge cbr0 --uplink eth1,eth2 --cluster-cidr 10.244.0.0/16 --workers 2 \
+    nsenter --net="/run/netns/$NODE" "${LAUNCH[@]}" podlane run --bridge cbr0 --uplink eth1,eth2 --cluster-cidr 10.244.0.0/16 --workers 2 \
         --metrics-address off "$@" >"$log" 2>&1 &
     PODLANE_PID=$!
     local until=$((SECONDS + PATIENCE_S))

@@ -41,6 +41,12 @@ pub fn lines(umem_bytes: u64) -> Vec<Line> {
     lines
 }
 
+/// Whether this machine's kernel is of a release or newer; not if it does not tell.
+pub fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
+    fs::read_to_string("/proc/sys/kernel/osrelease")
+        .is_ok_and(|release| version(&release).is_some_and(|found| found >= wanted))
+}
+
 /// `6.18.4-amd64` as (6, 18).
 pub(super) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);

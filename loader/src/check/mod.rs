@@ -20,6 +20,7 @@ use crate::control;
 use crate::mirror::World;
 use podlane_dataplane::limits::CHUNK_SIZE;
 
+pub use machine::kernel_is_at_least;
 pub(crate) use network::candidates;
 pub use preflight::{PreflightError, preflight};
 pub use privileges::{Memlock, NEEDED_CAPABILITIES, missing_capabilities};

@@ -1,6 +1,7 @@
 //! What `podlane run` looks at before it touches anything: a daemon that cannot work says so in one sentence and leaves the
 //! node as it was.
 
+use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use podlane_dataplane::table::PortKind;
 use super::network::{self, Program, candidates, foreign_cure};
 use super::privileges::{MEMLOCK_CURE, Memlock, capability_cure, mebibytes, missing_capabilities};
 use crate::bpf::pins::{Pins, find_root};
+use crate::compile::Refusal;
 use crate::config::Config;
 use crate::control::{self, ControlError, Occupant};
 use crate::mirror::{NetlinkError, World};
@@ -30,6 +32,15 @@ pub enum PreflightError {
         needed: u64,
         /// Bytes.
         limit: u64,
+    },
+    /// The process has a monotonic clock of its own.
+    #[error(
+        "podlane is in a time namespace whose monotonic clock is {offset} s off the kernel's, by which its programs judge \
+         whether it is alive: run it in the first time namespace"
+    )]
+    Clock {
+        /// Seconds, and perhaps nanoseconds.
+        offset: String,
     },
     /// The control socket is another daemon's, or cannot be reached.
     #[error(transparent)]
@@ -68,6 +79,9 @@ pub fn preflight(config: &Config, start: Start) -> Result<(), PreflightError> {
     if !missing.is_empty() {
         return Err(PreflightError::Capabilities(missing));
     }
+    if let Some(offset) = fs::read_to_string("/proc/self/timens_offsets").ok().and_then(|text| clock_offset(&text)) {
+        return Err(PreflightError::Clock { offset });
+    }
     if start == Start::Alone {
         not_occupied(config)?;
     }
@@ -76,6 +90,18 @@ pub fn preflight(config: &Config, start: Start) -> Result<(), PreflightError> {
     programs(world, config)?;
     let needed = config.umem_bytes();
     Memlock::ensure(needed).map_err(|limit| PreflightError::LockedMemory { needed, limit })
+}
+
+/// The offset of the monotonic clock as time_namespaces(7) describes the file, if there is any.
+fn clock_offset(text: &str) -> Option<String> {
+    let fields = text.lines().map(str::split_ascii_whitespace).find_map(|mut line| {
+        matches!(line.next(), Some("monotonic" | "1")).then(|| [line.next().unwrap_or("0"), line.next().unwrap_or("0")])
+    })?;
+    match fields {
+        ["0", "0"] => None,
+        [seconds, "0"] => Some(seconds.to_owned()),
+        [seconds, nanoseconds] => Some(format!("{seconds} s and {nanoseconds} n")),
+    }
 }
 
 fn not_occupied(config: &Config) -> Result<(), ControlError> {
@@ -97,7 +123,8 @@ pub(super) fn interfaces(world: &World, config: &Config) -> Result<(), Preflight
     }
     let is_uplink = |name: &str| config.uplinks.iter().any(|uplink| uplink.as_str() == name);
     let is_there = |name: &str| world.link_named(name).is_some();
-    match wanted.refused.into_iter().find(|refusal| is_uplink(&refusal.name) && is_there(&refusal.name)) {
+    let wrong = |refusal: &Refusal| refusal.for_good && is_uplink(&refusal.name) && is_there(&refusal.name);
+    match wanted.refused.into_iter().find(wrong) {
         Some(refusal) => {
             let cure = format!("name an interface towards the other nodes with --uplink: {}", candidates(world, false));
             Err(PreflightError::Interface { why: refusal.why, cure })
@@ -135,5 +162,22 @@ fn programs(mut world: World, config: &Config) -> Result<(), PreflightError> {
             false => foreign_cure(&name),
         };
         return Err(PreflightError::Program { name, program: program.describe(), cure });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_of_its_own_is_noticed() {
+        for (text, offset) in [
+            ("monotonic           0         0\nboottime            0         0\n", None),
+            ("monotonic      864000         0\nboottime            0         0\n", Some("864000")),
+            ("1 0 5", Some("0 s and 5 n")),
+            ("", None),
+        ] {
+            assert_eq!(clock_offset(text).as_deref(), offset, "{text}");
+        }
     }
 }

@@ -45,6 +45,8 @@ pub struct Refusal {
     pub name: String,
     /// One sentence: why, and what would help.
     pub why: String,
+    /// Whether it could never be a port. Otherwise it is one as soon as somebody changes something about it.
+    pub for_good: bool,
 }
 
 /// The outcome.
@@ -86,7 +88,11 @@ pub fn wanted_ports(world: &World, wish: &PortWish<'_>, mut queues: impl FnMut(&
             Ok(link) if candidates.iter().any(|(other, _)| other.ifindex == link.ifindex) => {}
             Ok(_) if candidates.len() == limits::MAX_UPLINKS => wanted
                 .refuse(name, format!("{name} is one uplink too many: at most {} are supported", limits::MAX_UPLINKS)),
-            Ok(link) => candidates.push((link, PortKind::Uplink)),
+            // `fq` is many nodes' default. It paces what the node's own sockets send and forwards the rest as it comes.
+            Ok(link) => match limited(world, link, &["fq"]) {
+                Ok(()) => candidates.push((link, PortKind::Uplink)),
+                Err(why) => wanted.refused.push(Refusal { name: name.clone(), why, for_good: false }),
+            },
             Err(why) => wanted.refuse(name, why),
         }
     }
@@ -133,7 +139,7 @@ impl Wanted {
     }
 
     fn refuse(&mut self, name: &str, why: String) {
-        self.refused.push(Refusal { name: name.to_owned(), why });
+        self.refused.push(Refusal { name: name.to_owned(), why, for_good: true });
     }
 }
 
@@ -173,14 +179,19 @@ fn pod(world: &World, link: &Link, wish: &PortWish<'_>) -> Result<(), String> {
             link.kind.name()
         ));
     }
-    if let Some(kind) = world.qdiscs.get(&link.ifindex).and_then(|kinds| kinds.first()) {
-        let place = if kind == "ingress" { "ingress" } else { "root" };
-        return Err(format!(
-            "{name} has the queueing discipline {kind} (a limit of bandwidth?), which Podlane's packets would go past: its \
-             traffic stays with the kernel, until `tc qdisc del dev {name} {place}`"
-        ));
-    }
-    Ok(())
+    limited(world, link, &[])
+}
+
+/// What a worker sends goes past the queueing disciplines of an interface, and what either path takes from it past those for
+/// what comes in. `harmless`: kinds that nobody misses here.
+fn limited(world: &World, link: &Link, harmless: &[&str]) -> Result<(), String> {
+    let mut kinds = world.qdiscs.get(&link.ifindex).into_iter().flatten();
+    let Some(kind) = kinds.find(|kind| !harmless.contains(&kind.as_str())) else { return Ok(()) };
+    let (name, place) = (&link.name, if kind == "ingress" { "ingress" } else { "root" });
+    Err(format!(
+        "{name} has the queueing discipline {kind} (a limit of bandwidth?), which Podlane's packets would go past: its traffic \
+         stays with the kernel, until `tc qdisc del dev {name} {place}`"
+    ))
 }
 
 /// The MTU that the host port should have: the largest among the bridge's other members, so that it never makes the bridge's

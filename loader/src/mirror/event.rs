@@ -23,7 +23,7 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteLwEnCapType, RouteMetric, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeader};
-use netlink_packet_route::tc::{TcHandle, TcHeader};
+use netlink_packet_route::tc::TcHeader;
 use nix::libc;
 use podlane_dataplane::MacAddr;
 
@@ -135,15 +135,15 @@ fn attributes(payload: &[u8], header_length: usize) -> impl Iterator<Item = NlaB
 const QDISC_KIND: u16 = 1;
 
 /// Kinds that pass on what they are given, in some order, as fast as the device takes it (those that the kernel gives by
-/// itself among them); and the place for filters of tc programs, which Podlane uses itself where there is no tcx.
-const PLAIN_QDISCS: [&str; 12] = [
+/// itself among them); and the place for filters of tc programs, which Podlane uses itself where there is no tcx. Not `fq`,
+/// which may have a `maxrate`.
+const PLAIN_QDISCS: [&str; 11] = [
     "noqueue",
     "pfifo_fast",
     "pfifo",
     "bfifo",
     "pfifo_head_drop",
     "fq_codel",
-    "fq",
     "codel",
     "sfq",
     "mq",
@@ -151,13 +151,13 @@ const PLAIN_QDISCS: [&str; 12] = [
     "clsact",
 ];
 
+/// Whether the outermost or one inside of it: a plain one may have others for its queues.
 fn qdisc(payload: &[u8]) -> Option<Event> {
     let header = TcHeader::parse(payload).ok()?;
     let kind = attributes(payload, QDISC_HEADER).find(|attribute| attribute.kind() == QDISC_KIND)?;
     let kind = String::from_utf8_lossy(kind.value()).trim_end_matches('\0').to_owned();
-    let is_outermost = header.parent == TcHandle::ROOT || header.parent == TcHandle::INGRESS;
-    let matters = is_outermost && !PLAIN_QDISCS.contains(&kind.as_str());
-    matters.then_some(Event::Qdisc(header.index as u32, kind))
+    let is_plain = PLAIN_QDISCS.contains(&kind.as_str());
+    (!is_plain).then_some(Event::Qdisc(header.index as u32, kind))
 }
 
 const LINK_HEADER: usize = 16;

@@ -23,6 +23,7 @@
 mod layout;
 mod plan;
 mod root;
+mod turn;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -36,6 +37,7 @@ use super::sys::{self, LinkState};
 pub use layout::Layout;
 pub use plan::{Entry, Found, Hook, Kind, Plan, plan};
 pub use root::{BadRoot, NoBpffs, Root, find_root};
+pub use turn::Turn;
 
 /// The maps that outlive a daemon. The others belong to a capture, which does not, or are a cache.
 pub(super) const MAPS: [&str; 20] = [
@@ -248,11 +250,15 @@ impl Pins {
         names.sort_by_key(|name| matches!(Entry::parse(name), Entry::Maps(_)));
         names.iter().try_for_each(|name| self.clear_named(name))?;
         remove(&self.directory)?;
-        // Others may have theirs beside it.
-        for parent in self.directory.ancestors().skip(1).take(2) {
-            let _ = fs::remove_dir(parent);
-        }
+        self.remove_directories();
         Ok(())
+    }
+
+    /// Removes the directory and those above it as far as they are empty: others may have theirs beside it.
+    fn remove_directories(&self) {
+        for directory in self.directory.ancestors().take(3) {
+            let _ = fs::remove_dir(directory);
+        }
     }
 
     /// The programs that the links of this directory run, by the kernel's numbers.
