@@ -154,11 +154,11 @@ static __always_inline __u32 bridge(const struct snapshot *snapshot, const struc
 }
 
 /* Longest-prefix match of the destination: an index into next_hops; MAX_NEXT_HOPS if there is none. */
-static __always_inline __u32 longest_prefix4(const struct snapshot *snapshot, __be32 address)
+static __always_inline __u32 longest_prefix4(const struct snapshot *snapshot, const struct node *node, __be32 address)
 {
 	struct prefix4 key = { .length = COPY_BITS + 32, .copy = snapshot->copy, .address = address };
 	__u64 base = snapshot->generation * MAX_NEXT_HOPS, found;
-	__u32 hash = near_route_hash(address), line = hash % (NEAR_ROUTES / NEAR_WAYS4), victim = hash >> 30;
+	__u32 hash = near_route_hash(address ^ node->secret), line = hash % (NEAR_ROUTES / NEAR_WAYS4), victim = hash >> 30;
 	struct near_line4 *near = bpf_map_lookup_elem(&near_routes4, &line);
 	const __u32 *index;
 
@@ -181,12 +181,13 @@ static __always_inline __u32 longest_prefix4(const struct snapshot *snapshot, __
 	return found - base;
 }
 
-static __always_inline __u32 longest_prefix6(const struct snapshot *snapshot, const struct address6 *address)
+static __always_inline __u32 longest_prefix6(const struct snapshot *snapshot, const struct node *node,
+					     const struct address6 *address)
 {
 	struct prefix6 key = { .length = COPY_BITS + 128, .copy = snapshot->copy };
 	__u64 base = snapshot->generation * MAX_NEXT_HOPS, high = address->high, low = address->low, found;
-	__u32 hash = near_route_hash(high * NEAR_FACTOR + low), line = hash % (NEAR_ROUTES / NEAR_WAYS6);
-	__u32 victim = hash >> 31;
+	__u64 both = high * node->secret + low;
+	__u32 hash = near_route_hash(both), line = hash % (NEAR_ROUTES / NEAR_WAYS6), victim = hash >> 31;
 	struct near_line6 *near = bpf_map_lookup_elem(&near_routes6, &line);
 	const __u32 *index;
 
@@ -194,8 +195,8 @@ static __always_inline __u32 longest_prefix6(const struct snapshot *snapshot, co
 		return MAX_NEXT_HOPS;
 	for (int way = 0; way < NEAR_WAYS6; way++) {
 		found = *(volatile __u64 *)&near->way[way].found;
-		if (near->way[way].high - found * NEAR_FACTOR == high && near->way[way].low - found * NEAR_FACTOR == low &&
-		    found - base < MAX_NEXT_HOPS)
+		if (near->way[way].high == high && near->way[way].low == low &&
+		    near->way[way].check - found * NEAR_FACTOR == both && found - base < MAX_NEXT_HOPS)
 			return found - base;
 		if (found - base >= MAX_NEXT_HOPS)
 			victim = way;
@@ -206,8 +207,9 @@ static __always_inline __u32 longest_prefix6(const struct snapshot *snapshot, co
 		return MAX_NEXT_HOPS;
 	found = base + *index;
 	victim %= NEAR_WAYS6;
-	*(volatile __u64 *)&near->way[victim].high = high + found * NEAR_FACTOR;
-	*(volatile __u64 *)&near->way[victim].low = low + found * NEAR_FACTOR;
+	*(volatile __u64 *)&near->way[victim].high = high;
+	*(volatile __u64 *)&near->way[victim].low = low;
+	*(volatile __u64 *)&near->way[victim].check = both + found * NEAR_FACTOR;
 	*(volatile __u64 *)&near->way[victim].found = found;
 	return found - base;
 }
@@ -244,7 +246,8 @@ static __noinline __u32 route(const struct snapshot *snapshot, const struct head
 
 	if (off)
 		return off - 1;
-	at = is_ipv4 ? longest_prefix4(snapshot, head->ipv4.destination) : longest_prefix6(snapshot, &head->ipv6.destination);
+	at = is_ipv4 ? longest_prefix4(snapshot, node, head->ipv4.destination)
+		     : longest_prefix6(snapshot, node, &head->ipv6.destination);
 	if (at >= MAX_NEXT_HOPS)
 		return PASS_NO_ROUTE;
 	at = slot(snapshot, at, MAX_NEXT_HOPS);

@@ -158,6 +158,8 @@ struct node {
 	__u32 cidrs6;
 	/* enum node_flag */
 	__u32 flags;
+	/* An odd random number, by which nobody can foresee what meets in near_routes. */
+	__u64 secret;
 	struct cidr4 cidr4[MAX_CLUSTER_CIDRS];
 	struct cidr6 cidr6[MAX_CLUSTER_CIDRS];
 };
@@ -365,9 +367,10 @@ struct {
 /*
  * What the tries said of destinations lately, on the cache line that near_routes gives: a trie of 15,000 routes costs a
  * dozen cache misses in a row, this one. What was found in another snapshot counts for nothing, so nobody has to clear it.
- * All CPUs write without a lock: the parts of an entry that do not belong together do not fit together, as each address is
+ * All CPUs write without a lock: the parts of an entry that do not belong together do not fit together, as an address is
  * kept with the scrambled found added to it (Hyatt and Mann, A lock-less transposition table implementation, ICGA Journal
- * 25, 2002).
+ * 25, 2002). The halves of an IPv6 address are of one address, and of that found, if the check says so: it is another for
+ * each half that is exchanged, and nobody who does not know the secret finds an address that has a third one's.
  */
 struct near_route4 {
 	/* generation * MAX_NEXT_HOPS + an index into next_hops. */
@@ -379,7 +382,7 @@ struct near_route6 {
 	__u64 found;
 	__u64 high;
 	__u64 low;
-	__u64 zero;
+	__u64 check;
 };
 
 #define NEAR_WAYS4 4

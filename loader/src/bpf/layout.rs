@@ -42,7 +42,7 @@ pub(super) const ADJACENCY_BYTES: usize = 32;
 /// Bytes of `struct next_hop`.
 pub(super) const NEXT_HOP_BYTES: usize = 16;
 /// Bytes of `struct node`.
-pub(super) const NODE_BYTES: usize = 24 + (8 + 32) * limits::MAX_CLUSTER_CIDRS;
+pub(super) const NODE_BYTES: usize = NODE_SECRET + 8 + (8 + 32) * limits::MAX_CLUSTER_CIDRS;
 
 /// Fills a structure from front to back; what is not written is zero.
 struct Fields<const N: usize> {
@@ -170,8 +170,16 @@ pub(super) fn next_hop(next_hop: &NextHop) -> [u8; NEXT_HOP_BYTES] {
     Fields::new().u32(kind).u32(value).u32(next_hop.mtu).bytes
 }
 
+/// Where `struct node` has its secret.
+pub(super) const NODE_SECRET: usize = 24;
+
+/// The secret of a `struct node`; 0 if none was ever written.
+pub(super) fn secret(node: &[u8; NODE_BYTES]) -> u64 {
+    node[NODE_SECRET..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+}
+
 /// `struct node`.
-pub(super) fn node(routing: &Routing, cluster: &Cluster) -> [u8; NODE_BYTES] {
+pub(super) fn node(routing: &Routing, cluster: &Cluster, secret: u64) -> [u8; NODE_BYTES] {
     let off = |reason: Option<PassReason>| reason.map_or(0, |reason| reason as u32 + 1);
     let mut fields = Fields::new().u32(off(routing.ipv4_off)).u32(off(routing.ipv6_off)).u32(off(routing.bridge_off));
     let flags = match routing.translation {
@@ -180,11 +188,12 @@ pub(super) fn node(routing: &Routing, cluster: &Cluster) -> [u8; NODE_BYTES] {
         Translation::Liberal => 3,
     };
     fields = fields.u32(cluster.ipv4().len() as u32).u32(cluster.ipv6().len() as u32).u32(flags);
+    fields = fields.bytes(&secret.to_ne_bytes());
     for (address, length) in cluster.ipv4() {
         let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
         fields = fields.bytes(&address.octets()).bytes(&mask.to_be_bytes());
     }
-    fields.used = 24 + 8 * limits::MAX_CLUSTER_CIDRS;
+    fields.used = NODE_SECRET + 8 + 8 * limits::MAX_CLUSTER_CIDRS;
     for (address, length) in cluster.ipv6() {
         let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
         fields = fields.bytes(&address.octets()).bytes(&mask.to_be_bytes());

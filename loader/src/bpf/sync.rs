@@ -5,7 +5,7 @@
 //! successfully written. A call that fails half-way leaves that note true and the old snapshot in force, and the next call
 //! goes on from there.
 
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -304,6 +304,8 @@ pub(super) struct Mirrored {
     pub(super) maps: MirroredMaps,
     pub(super) generations: Generations,
     copies: [Snapshot; COPIES],
+    /// Of `struct node`.
+    secret: u64,
 }
 
 /// One copy of every table.
@@ -349,7 +351,9 @@ impl Mirrored {
     pub(super) fn new(maps: MirroredMaps) -> Result<Self, BpfError> {
         let generations = Generations::map(&maps.generations)?;
         let copies = [Snapshot::new(&maps, 0)?, Snapshot::new(&maps, 1)?];
-        Ok(Mirrored { maps, generations, copies })
+        // What the standard library gives hash tables is the operating system's random number.
+        let secret = RandomState::new().build_hasher().finish() | 1;
+        Ok(Mirrored { maps, generations, copies, secret })
     }
 
     /// Begins with what an earlier writer has left in the maps, complete or not: generations go on from its, what it has put
@@ -379,6 +383,9 @@ impl Mirrored {
             snapshot.fib4.adopt(&fib4, copy, |key| word(&key[4..]));
             snapshot.fib6.adopt(&fib6, copy, |key| word(&key[4..]));
             snapshot.node.adopt(&nodes);
+            if let Some(secret) = snapshot.node.written.first().map(layout::secret).filter(|secret| *secret != 0) {
+                self.secret = secret;
+            }
         }
         Ok(())
     }
@@ -394,7 +401,7 @@ impl Mirrored {
     pub(super) fn sync(&mut self, tables: &Tables) -> Result<Writes, BpfError> {
         let generation = self.generations.current() + 1;
         let snapshot = &mut self.copies[generation as usize % COPIES];
-        let mut plan = snapshot.plan(tables)?;
+        let mut plan = snapshot.plan(tables, self.secret)?;
         let mut writes = Writes::default();
         self.generations.begin(generation);
         snapshot.put(&mut plan, &mut writes)?;
@@ -427,7 +434,7 @@ impl Snapshot {
     }
 
     /// Compares the parts that are not the very same as when this copy was last written.
-    fn plan(&mut self, tables: &Tables) -> Result<Plan, BpfError> {
+    fn plan(&mut self, tables: &Tables, secret: u64) -> Result<Plan, BpfError> {
         let mut plan = Plan::default();
         let copy = self.copy;
         let last = self.last.take();
@@ -489,7 +496,7 @@ impl Snapshot {
             Some(fib6) => plan.fib6 = self.fib6.plan_ordered(fib6.iter(), tables.fib6.iter(), prefix, entry6)?,
             None => plan.fib6 = self.fib6.plan(tables.fib6.iter().map(entry6))?,
         }
-        plan.node = self.node.plan(std::iter::once(layout::node(&tables.routing, &tables.cluster)))?;
+        plan.node = self.node.plan(std::iter::once(layout::node(&tables.routing, &tables.cluster, secret)))?;
         Ok(plan)
     }
 

@@ -5,12 +5,16 @@
 use std::ffi::{CString, c_void};
 use std::io;
 use std::marker::PhantomData;
+#[cfg(any(test, not(target_arch = "x86_64")))]
+use std::os::fd::AsFd;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
 
 use libbpf_rs::libbpf_sys;
+#[cfg(any(test, not(target_arch = "x86_64")))]
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::XdpMode;
 use super::filter::{Hook, Instruction};
@@ -333,9 +337,27 @@ pub(super) fn wait_for_programs() {
     {
         /// `MEMBARRIER_CMD_GLOBAL` (`linux/membarrier.h`): an RCU grace period.
         const GLOBAL: nix::libc::c_int = 1;
-        // SAFETY: no pointers. Fails only where the kernel was built without it, and then nothing better can be done.
-        unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, GLOBAL, 0, 0) };
+        // SAFETY: no pointers.
+        if unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, GLOBAL, 0, 0) } != 0
+            && let Err(error) = wait_by_a_map()
+        {
+            tracing::warn!(%error, "waiting for programs that run to end");
+        }
     }
+}
+
+/// The same where the kernel refuses it: with CPUs that have no tick (`nohz_full`). Whoever writes to a map of maps is not
+/// answered before a grace period is over (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`).
+#[cfg(any(test, not(target_arch = "x86_64")))]
+fn wait_by_a_map() -> libbpf_rs::Result<()> {
+    let mut options = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let inner = MapHandle::create(MapType::Array, Some("podlane_inner"), 4, 4, 1, &options)?;
+    options.inner_map_fd = inner.as_fd().as_raw_fd() as u32;
+    let outer = MapHandle::create(MapType::ArrayOfMaps, Some("podlane_wait"), 4, 4, 1, &options)?;
+    outer.update(&[0; 4], &inner.as_fd().as_raw_fd().to_ne_bytes(), MapFlags::ANY)
 }
 
 /// What a test run came to.
@@ -375,4 +397,16 @@ pub(super) fn test_run(
     }
     out.truncate(options.data_size_out as usize);
     Ok(TestRun { verdict: options.retval, ns: options.duration })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_map_of_maps_can_be_waited_for() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: a_map_of_maps_can_be_waited_for (needs root)");
+            return;
+        }
+        super::wait_by_a_map().unwrap();
+    }
 }
