@@ -532,6 +532,37 @@ fn a_pod_that_fills_the_hand_off_ring_leaves_room_in_it() {
     rig.assert_conserved();
 }
 
+/// Nine pods send as fast as they are served, one after the other, and are silent from then on.
+#[test]
+fn pods_that_have_flooded_keep_no_frames_that_a_later_one_needs() {
+    for frames in [2048, 16_384] {
+        let mut rig = Rig::with_frames(1, frames);
+        rig.add(0, HOST, false);
+        rig.tell(0, Command::SetHostPort(HOST));
+        let pods = more_pods(&mut rig, 10);
+        pods.iter().for_each(|pod| rig.add(0, *pod, false));
+        let mut flood = |pod: PortId, now_s| {
+            let frame = udp((pod_mac(pod), pod_ip(pod)), (MacAddr::BROADCAST, pod_ip(POD2)), b"x");
+            let (mut least, tables) = (usize::MAX, rig.tables.clone());
+            for round in 0..400 {
+                let arrived = (0..).take_while(|_| rig.queue(0, pod).arrive(&frame, 3840)).count();
+                // A queue to which nothing came yet holds little.
+                least = if round == 0 { least } else { least.min(arrived) };
+                for _ in 0..40 {
+                    rig.workers[0].turn(&tables, now_s);
+                }
+                rig.sent(0, HOST);
+            }
+            rig.assert_conserved();
+            least
+        };
+        let least: Vec<usize> = (0..).zip(&pods).map(|(second, pod)| flood(*pod, 100 + 100 * second)).collect();
+        // An equal share is 50 frames of 2048, and 544 of 16,384; fewer than half a batch are not worth topping up for.
+        let half = if frames == 2048 { 32 } else { 272 - limits::BATCH / 2 };
+        assert!(least.iter().all(|burst| *burst >= half), "{frames}: bursts of {least:?} packets");
+    }
+}
+
 #[test]
 fn a_removed_port_gives_all_its_frames_back() {
     let mut rig = Rig::single(false);
@@ -802,12 +833,14 @@ fn the_time_of_a_packet_that_was_handed_over_begins_with_the_first_worker() {
 #[test]
 fn a_rate_is_that_of_the_last_two_seconds() {
     let mut rate = super::Rate::default();
+    assert_eq!(rate.per_second(7), 0);
     rate.note(100, 7);
-    assert_eq!(rate.per_second(), 100);
+    assert_eq!(rate.per_second(7), 100);
     rate.note(1, 8);
-    assert_eq!(rate.per_second(), 100, "the second before counts while the present one is young");
+    assert_eq!(rate.per_second(8), 100, "the second before counts while the present one is young");
     rate.note(300, 8);
-    assert_eq!(rate.per_second(), 301);
+    assert_eq!((rate.per_second(8), rate.per_second(9)), (301, 301));
+    assert_eq!(rate.per_second(10), 1, "a silent queue has none, but had one");
     rate.note(5, 10);
-    assert_eq!(rate.per_second(), 5, "a second without a packet ends it");
+    assert_eq!(rate.per_second(10), 5, "a second without a packet ends it");
 }
