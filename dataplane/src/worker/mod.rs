@@ -200,8 +200,8 @@ impl<Q: QueueIo> Worker<Q> {
         self.commands.try_recv().ok()
     }
 
-    /// Carries out a command. Breaks after [`Command::Stop`]: the loop must end.
-    pub fn obey(&mut self, command: Command<Q>) -> ControlFlow<()> {
+    /// Carries out a command, between two turns, by the tables in force. Breaks after [`Command::Stop`]: the loop must end.
+    pub fn obey(&mut self, command: Command<Q>, tables: &Tables) -> ControlFlow<()> {
         // A loader that no longer waits for an answer has given up on it; nothing is owed then.
         match command {
             Command::AddQueue { port, queue, transmits } => self.add_queue(port, queue, transmits),
@@ -213,6 +213,7 @@ impl<Q: QueueIo> Worker<Q> {
                 let _ = reply.send(self.remove_port(port));
             }
             Command::Reclaim { closed, reply } => {
+                self.empty_handoff(tables);
                 let _ = reply.send(self.reclaim(closed));
             }
             Command::Audit { reply } => {
@@ -346,16 +347,33 @@ impl<Q: QueueIo> Worker<Q> {
     fn take_over(&mut self, tables: &Tables) -> usize {
         let mut packets = 0;
         for from in 0..self.handoff.workers() {
-            for _ in 0..limits::BATCH {
-                let Some((port, since_ns)) = self.handoff.take(from, self.id, &mut self.packet) else { break };
-                packets += 1;
-                self.counters.handoff_in.add(1);
-                if self.transmit_handed(port, tables) {
-                    self.stays.transmit_handed(since_ns);
-                }
-            }
+            packets += (0..limits::BATCH).map_while(|_| self.take_from(from, tables)).count();
         }
         packets
+    }
+
+    /// Takes over all that has been handed over by now. A port whose sockets are closed has left every worker, so nothing is
+    /// on its way to it after that, and its number can be another port's: what still lay in a ring would be sent to that one.
+    fn empty_handoff(&mut self, tables: &Tables) {
+        for from in 0..self.handoff.workers() {
+            let mut pieces = self.handoff.between(from, self.id);
+            while pieces != 0
+                && let Some(taken) = self.take_from(from, tables)
+            {
+                pieces = pieces.saturating_sub(taken);
+            }
+        }
+    }
+
+    /// Takes the next packet that `from` has handed over; how many pieces it had.
+    fn take_from(&mut self, from: usize, tables: &Tables) -> Option<usize> {
+        let (port, since_ns) = self.handoff.take(from, self.id, &mut self.packet)?;
+        let pieces = self.packet.len();
+        self.counters.handoff_in.add(1);
+        if self.transmit_handed(port, tables) {
+            self.stays.transmit_handed(since_ns);
+        }
+        Some(pieces)
     }
 
     fn wake_others(&mut self) {

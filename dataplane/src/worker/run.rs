@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::{Command, Worker, WorkerCounters};
 use crate::afxdp::{Heartbeat, QueueIo, Slept, Waiter, clock};
 use crate::limits;
-use crate::table::Reader;
+use crate::table::{Reader, Tables};
 
 /// What a worker without work does: it keeps looking for `spin_us`, then sleeps until a frame, a command or a hand-off
 /// arrives. It wakes every [`limits::HEARTBEAT_PERIOD_MS`] for its heartbeat.
@@ -40,7 +40,7 @@ pub fn run<Q: QueueIo>(
         while let Some(command) = worker.next_command() {
             if let Command::SetIdle(idle) = command {
                 spin_ns = u64::from(idle.spin_us) * 1000;
-            } else if obey(&mut worker, &waiter, command).is_break() {
+            } else if obey(&mut worker, &waiter, command, tables.load()).is_break() {
                 return;
             }
         }
@@ -101,7 +101,7 @@ impl Busy {
 }
 
 /// Keeps what the worker sleeps on in step with what it serves.
-fn obey<Q: QueueIo>(worker: &mut Worker<Q>, waiter: &Waiter, command: Command<Q>) -> ControlFlow<()> {
+fn obey<Q: QueueIo>(worker: &mut Worker<Q>, waiter: &Waiter, command: Command<Q>, tables: &Tables) -> ControlFlow<()> {
     match &command {
         Command::AddQueue { queue, .. } => {
             // Without it the worker still finds the packets, at the latest when it wakes for its heartbeat.
@@ -110,7 +110,7 @@ fn obey<Q: QueueIo>(worker: &mut Worker<Q>, waiter: &Waiter, command: Command<Q>
         Command::RemovePort { port, .. } => worker.queues(*port).for_each(|queue| waiter.remove(queue)),
         _ => {}
     }
-    worker.obey(command)
+    worker.obey(command, tables)
 }
 
 #[cfg(test)]

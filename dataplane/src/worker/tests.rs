@@ -155,7 +155,7 @@ impl Rig {
     fn tell(&mut self, worker: usize, command: Command<MemoryQueue>) {
         self.commands[worker].send(command).unwrap();
         while let Some(command) = self.workers[worker].next_command() {
-            let _ = self.workers[worker].obey(command);
+            let _ = self.workers[worker].obey(command, &self.tables);
         }
     }
 
@@ -590,6 +590,39 @@ fn a_removed_port_gives_all_its_frames_back() {
     rig.turn();
     let count = rig.count();
     assert_eq!(count.tx, 0);
+}
+
+/// The second worker obeys and is off its CPU for a moment; the first has not come to its own command yet.
+#[test]
+fn a_packet_handed_over_for_a_removed_port_is_not_sent_to_the_next_port_of_that_number() {
+    let mut rig = Rig::new(2);
+    for (worker, port) in [(0, POD1), (1, POD2), (1, UPLINK)] {
+        rig.add(worker, port, false);
+    }
+    let large = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), &[7; 8000]);
+    let other = udp((pod_mac(POD1), pod_ip(POD1)), (BRIDGE_MAC, REMOTE), b"x");
+    for frame in [&large, &other, &large] {
+        assert!(rig.queue(0, POD1).arrive(frame, 3840));
+    }
+    let (reply, answer) = channel::bounded(1);
+    rig.tell(1, Command::RemovePort { port: POD2, reply });
+    let closed = answer.recv().unwrap().into_iter().map(MemoryQueue::close).collect();
+    let tables = rig.tables.clone();
+    rig.workers[0].turn(&tables, 100);
+    assert_eq!(rig.handoff_waiting(), 7, "two packets of three pieces, and one");
+    let (reply, _answer) = channel::bounded(1);
+    rig.tell(0, Command::RemovePort { port: POD2, reply });
+    let (reply, _answer) = channel::bounded(1);
+    rig.tell(1, Command::Reclaim { closed, reply });
+    rig.add(1, POD2, false);
+    rig.turn();
+    assert_eq!(rig.sent(1, POD2), []);
+    assert_eq!(rig.sent(1, UPLINK).len(), 1, "what is for others goes its way");
+    let counters = &rig.workers[1].counters;
+    assert_eq!(counters.port(POD2).tx_dropped[DropReason::EgressGone as usize].get(), 2);
+    assert_eq!(counters.handoff_in.get(), 3);
+    rig.turn();
+    rig.assert_conserved();
 }
 
 #[test]
