@@ -254,6 +254,11 @@ impl<Q: QueueIo> Worker<Q> {
             || self.slots.iter_mut().any(|slot| slot.queue.ready())
     }
 
+    /// Pieces in TX rings that the kernel has not taken. Nothing wakes a sleeper when it could.
+    fn unsent(&mut self) -> usize {
+        self.slots.iter_mut().filter(|slot| slot.dirty).map(|slot| slot.queue.tx_unsent()).sum()
+    }
+
     /// No longer lets `waiter` watch the queues that are busy: the kernel runs a watcher for every packet, asleep or not, on
     /// the sender's time and behind a lock that both sides pull to and fro. For a queue that is looked at all the time anyway,
     /// that is for nothing.

@@ -360,6 +360,21 @@ fn a_full_tx_ring_drops_and_counts_and_leaks_nothing() {
 }
 
 #[test]
+fn packets_that_the_kernel_did_not_take_are_known_before_a_sleep_and_go_with_the_next_turn() {
+    let mut rig = Rig::single(false);
+    rig.queue(0, POD2).stuck = true;
+    assert_eq!(rig.workers[0].unsent(), 0);
+    for _ in 0..3 {
+        assert!(rig.queue(0, POD1).arrive(&pod_to_pod(POD1, POD2), 3840));
+    }
+    rig.turn();
+    assert_eq!((rig.workers[0].unsent(), rig.workers[0].work_waits()), (3, false));
+    rig.queue(0, POD2).stuck = false;
+    rig.turn();
+    assert_eq!((rig.workers[0].unsent(), rig.sent(0, POD2).len()), (0, 3));
+}
+
+#[test]
 fn new_and_moved_source_addresses_are_reported_and_known_and_static_ones_are_not() {
     let mut rig = Rig::single(false);
     let moved = udp((pod_mac(POD2), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"x");
