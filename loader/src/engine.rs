@@ -16,7 +16,7 @@ use podlane_dataplane::afxdp::{
     clock, raise_priority,
 };
 use podlane_dataplane::table::learn::LearnReport;
-use podlane_dataplane::table::{Activity, Publisher};
+use podlane_dataplane::table::{Activity, PortKind, Publisher};
 use podlane_dataplane::worker::{
     Command, Counter, Egress, FrameCount, FramePool, Handoff, Homes, IdlePolicy, LEARN_QUEUE, PortCounters, Worker,
     WorkerCounters, WorkerParts, capacity, run,
@@ -421,7 +421,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Stuck`]; the port's number must not be used again then. What the other workers had is closed and reclaimed.
-    pub fn close_port(&mut self, port: PortId, handles: Vec<OpenQueue>) -> Result<(), EngineError> {
+    pub fn close_port(&mut self, port: PortId, kind: PortKind, handles: Vec<OpenQueue>) -> Result<(), EngineError> {
         drop(handles);
         self.queues.remove(&port);
         // All are asked before the first is waited for, so that a slow one does not leave the port with the others.
@@ -431,7 +431,8 @@ impl Engine {
         let (removed, all_removed) = answers(asked, ANSWER);
         let mut reclaims = Vec::new();
         for (worker, sockets) in removed.into_iter().filter(|(_, sockets)| !sockets.is_empty()) {
-            let (closed, numbers) = close_all(sockets);
+            // Only an uplink is perhaps no veth.
+            let (closed, numbers) = close_all(sockets, kind != PortKind::Uplink);
             reclaims.push((self.ask(worker, |reply| Command::Reclaim { closed, reply }), numbers));
         }
         let all_reclaimed = self.numbers.give_back_after(reclaims, ANSWER);
@@ -440,7 +441,8 @@ impl Engine {
 
     /// Closes sockets that no worker has seen: they hold no frames.
     fn close_sockets(&mut self, sockets: Vec<Socket>) {
-        let (closed, numbers) = close_all(sockets);
+        // They have sent nothing.
+        let (closed, numbers) = close_all(sockets, true);
         closed.into_iter().for_each(|socket| self.umem.reclaim(socket, &mut Vec::new()));
         numbers.into_iter().for_each(|number| self.numbers.give_back(number));
     }
@@ -634,11 +636,11 @@ fn answers<T>(asked: Vec<Asked<T>>, timeout: Duration) -> (Vec<(usize, T)>, Resu
 }
 
 /// Closes sockets. Returns the proofs, and the numbers that nobody holds once their frames are reclaimed.
-fn close_all(sockets: Vec<Socket>) -> (Vec<ClosedSocket>, Vec<u16>) {
+fn close_all(sockets: Vec<Socket>, are_veths: bool) -> (Vec<ClosedSocket>, Vec<u16>) {
     let (mut closed, mut numbers) = (Vec::new(), Vec::new());
     for socket in sockets {
         let number = podlane_dataplane::afxdp::QueueIo::number(&socket);
-        match socket.close() {
+        match socket.close(are_veths) {
             Ok(proof) => {
                 closed.push(proof);
                 numbers.push(number);
