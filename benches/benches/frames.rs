@@ -109,11 +109,12 @@ fn worker(pods: u16) -> (Worker<MemoryQueue>, Umem) {
         handoff: Handoff::new(vec![waker]),
         commands: channel::unbounded().1,
     });
+    let tables = Tables::default();
     for port in (0..pods).map(PortId) {
         let mut queue = MemoryQueue::new(&umem, port.0 + 1, false);
         queue.discard = true;
-        let _ = worker.obey(Command::AddQueue { port, queue, transmits: true });
-        let _ = worker.obey(Command::SetEgress { port, egress: Egress::Own });
+        let _ = worker.obey(Command::AddQueue { port, queue, transmits: true }, &tables);
+        let _ = worker.obey(Command::SetEgress { port, egress: Egress::Own }, &tables);
     }
     (worker, umem)
 }

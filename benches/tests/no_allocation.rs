@@ -110,14 +110,15 @@ fn workers(umem: &Umem, metadata: bool) -> Vec<Worker<MemoryQueue>> {
             })
         })
         .collect();
+    let tables = podlane_dataplane::table::Tables::default();
     for (owner, port) in [(0, PortId(0)), (0, PortId(1)), (0, HOST), (1, UPLINK)] {
         for (id, worker) in workers.iter_mut().enumerate() {
             let egress = if id == owner { Egress::Own } else { Egress::Worker(owner as u8) };
-            let _ = worker.obey(Command::SetEgress { port, egress });
+            let _ = worker.obey(Command::SetEgress { port, egress }, &tables);
         }
         let mut queue = MemoryQueue::new(umem, port.0 + 1, metadata);
         queue.discard = true;
-        let _ = workers[owner].obey(Command::AddQueue { port, queue, transmits: true });
+        let _ = workers[owner].obey(Command::AddQueue { port, queue, transmits: true }, &tables);
     }
     workers
 }
@@ -132,7 +133,7 @@ fn turns(metadata: bool) {
     let ports: Vec<_> = (0..=PODS).map(PortId).filter_map(|id| Some((id, tables.ports.get(id)?.clone()))).collect();
     tables.ports = Arc::new(podlane_dataplane::table::PortTable::new(ports.into_iter().chain([(HOST, host)])));
     workers.iter_mut().for_each(|worker| {
-        let _ = worker.obey(Command::SetHostPort(HOST));
+        let _ = worker.obey(Command::SetHostPort(HOST), &tables);
     });
     let bridged = frame(pod_mac(1), pod_mac(0), (&pod_address4(0).octets(), &pod_address4(1).octets()));
     let random = &mut Random(7);

@@ -74,3 +74,6 @@ pub const HEARTBEAT_STALE_MS: u64 = 90;
 pub const WORKER_WAIT_MS: u64 = 10;
 /// A sleeping worker wakes at least this often to write its heartbeat, milliseconds.
 pub const HEARTBEAT_PERIOD_MS: u64 = 20;
+/// A worker with packets in a TX ring that the kernel did not take looks at them again after so long, milliseconds; after twice as
+/// long, up to [`HEARTBEAT_PERIOD_MS`], while it takes none, as of an interface that is down.
+pub const TX_RETRY_MS: u64 = 1;

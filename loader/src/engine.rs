@@ -3,12 +3,13 @@
 //! The loader makes and closes sockets, because both take privileges and time; a worker only uses them. Each socket has one
 //! owner, by the rule of [`Ownership`]; a port's queues go to their workers by command and come back by command.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::{self, RecvTimeoutError, Sender};
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use crossbeam::queue::ArrayQueue;
 use podlane_dataplane::afxdp::{
     BindError, BindOptions, ClosedSocket, Heartbeats, Socket, SocketHandle, Umem, UmemError, Waiter, Waker, XskMode,
@@ -211,7 +212,7 @@ pub struct Engine {
     workers: Vec<WorkerHandle>,
     numbers: Numbers,
     /// Queues of open ports: how many each has.
-    queues: std::collections::HashMap<PortId, u32>,
+    queues: HashMap<PortId, u32>,
 }
 
 impl Engine {
@@ -431,36 +432,31 @@ impl Engine {
     /// port and detach the XDP program first.
     ///
     /// # Errors
-    /// [`EngineError::Stuck`].
-    pub fn close_port(&mut self, port: PortId, handles: Vec<OpenQueue>) -> Result<(), EngineError> {
+    /// [`EngineError::Stuck`]; the port's number must not be used again then. What the other workers had is closed and reclaimed.
+    pub fn close_port(&mut self, port: PortId, kind: PortKind, handles: Vec<OpenQueue>) -> Result<(), EngineError> {
         drop(handles);
         self.queues.remove(&port);
-        let ask = |index| {
-            let (reply, answer) = channel::bounded(1);
-            self.tell(index, Command::RemovePort { port, reply });
-            answer
-        };
         // All are asked before the first is waited for, so that a slow one does not leave the port with the others.
-        let answers: Vec<_> = (0..self.workers.len()).map(ask).collect();
-        for (index, (worker, answer)) in self.workers.iter().zip(answers).enumerate() {
-            let sockets = receive(&answer, index, ANSWER)?;
-            if sockets.is_empty() {
-                continue;
-            }
-            let closed = close_all(sockets, &mut self.numbers);
-            let (reply, answer) = channel::bounded(1);
-            let _ = worker.commands.send(Command::Reclaim { closed, reply });
-            worker.waker.wake();
-            receive(&answer, index, ANSWER)?;
+        let asked = (0..self.workers.len())
+            .map(|worker| self.ask(worker, |reply| Command::RemovePort { port, reply }))
+            .collect();
+        let (removed, all_removed) = answers(asked, ANSWER);
+        let mut reclaims = Vec::new();
+        for (worker, sockets) in removed.into_iter().filter(|(_, sockets)| !sockets.is_empty()) {
+            // Only an uplink is perhaps no veth.
+            let (closed, numbers) = close_all(sockets, kind != PortKind::Uplink);
+            reclaims.push((self.ask(worker, |reply| Command::Reclaim { closed, reply }), numbers));
         }
-        Ok(())
+        let all_reclaimed = self.numbers.give_back_after(reclaims, ANSWER);
+        all_removed.and(all_reclaimed)
     }
 
     /// Closes sockets that no worker has seen: they hold no frames.
     fn close_sockets(&mut self, sockets: Vec<Socket>) {
-        for closed in close_all(sockets, &mut self.numbers) {
-            self.umem.reclaim(closed, &mut Vec::new());
-        }
+        // They have sent nothing.
+        let (closed, numbers) = close_all(sockets, true);
+        closed.into_iter().for_each(|socket| self.umem.reclaim(socket, &mut Vec::new()));
+        numbers.into_iter().for_each(|number| self.numbers.give_back(number));
     }
 
     /// Counts the frames by place, over all workers.
@@ -488,11 +484,7 @@ impl Engine {
     }
 
     fn audit_within(&self, timeout: Duration) -> Result<Vec<FrameCount>, EngineError> {
-        let audit = |index| {
-            let (reply, answer) = channel::bounded(1);
-            self.tell(index, Command::Audit { reply });
-            receive(&answer, index, timeout)
-        };
+        let audit = |index| self.ask(index, |reply| Command::Audit { reply }).receive(timeout);
         (0..self.workers.len()).map(audit).collect()
     }
 
@@ -575,6 +567,13 @@ impl Engine {
         self.workers.iter().position(|worker| worker.thread.is_finished())
     }
 
+    /// Tells a worker something that it answers.
+    fn ask<T>(&self, worker: usize, command: impl FnOnce(Sender<T>) -> Command<Socket>) -> Asked<T> {
+        let (reply, answer) = channel::bounded(1);
+        self.tell(worker, command(reply));
+        Asked { worker, answer }
+    }
+
     fn tell(&self, worker: usize, command: Command<Socket>) {
         // A worker that has ended no longer listens; `dead_worker` tells of it.
         let _ = self.workers[worker].commands.send(command);
@@ -620,26 +619,49 @@ pub fn sum(counts: &[FrameCount]) -> FrameCount {
     })
 }
 
-fn receive<T>(answer: &channel::Receiver<T>, worker: usize, timeout: Duration) -> Result<T, EngineError> {
-    answer.recv_timeout(timeout).map_err(|error| match error {
-        RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => EngineError::Stuck(worker),
-    })
+/// A question to a worker.
+struct Asked<T> {
+    worker: usize,
+    answer: Receiver<T>,
 }
 
-fn close_all(sockets: Vec<Socket>, numbers: &mut Numbers) -> Vec<ClosedSocket> {
-    let mut closed = Vec::new();
+impl<T> Asked<T> {
+    fn receive(&self, timeout: Duration) -> Result<T, EngineError> {
+        self.answer.recv_timeout(timeout).map_err(|error| match error {
+            RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => EngineError::Stuck(self.worker),
+        })
+    }
+}
+
+/// What the workers answer, all of them together within `timeout`, each with its number; and which one did not, if one did
+/// not. What the others have answered must be seen to in any case.
+fn answers<T>(asked: Vec<Asked<T>>, timeout: Duration) -> (Vec<(usize, T)>, Result<(), EngineError>) {
+    let deadline = Instant::now() + timeout;
+    let (mut all, mut result) = (Vec::new(), Ok(()));
+    for asked in asked {
+        match asked.receive(deadline.saturating_duration_since(Instant::now())) {
+            Ok(answer) => all.push((asked.worker, answer)),
+            Err(error) => result = result.and(Err(error)),
+        }
+    }
+    (all, result)
+}
+
+/// Closes sockets. Returns the proofs, and the numbers that nobody holds once their frames are reclaimed.
+fn close_all(sockets: Vec<Socket>, are_veths: bool) -> (Vec<ClosedSocket>, Vec<u16>) {
+    let (mut closed, mut numbers) = (Vec::new(), Vec::new());
     for socket in sockets {
         let number = podlane_dataplane::afxdp::QueueIo::number(&socket);
-        match socket.close() {
+        match socket.close(are_veths) {
             Ok(proof) => {
-                numbers.give_back(number);
                 closed.push(proof);
+                numbers.push(number);
             }
             // Its number stays taken, so that its frames cannot be mistaken for another's.
             Err(why) => tracing::error!(number, %why, "a socket's frames are lost until the next start"),
         }
     }
-    closed
+    (closed, numbers)
 }
 
 /// Hands out socket numbers.
@@ -664,6 +686,24 @@ impl Numbers {
 
     fn give_back(&mut self, number: u16) {
         self.free.push(number);
+    }
+
+    /// Gives numbers back when their frames have been reclaimed, for which each worker has until `timeout`. Those of one that
+    /// does not answer stay taken: it reclaims all frames at that place when it comes to it, also those of a socket that got
+    /// the number meanwhile, into which the kernel receives.
+    fn give_back_after(
+        &mut self,
+        reclaims: Vec<(Asked<usize>, Vec<u16>)>,
+        timeout: Duration,
+    ) -> Result<(), EngineError> {
+        let (asked, numbers): (Vec<_>, Vec<_>) = reclaims.into_iter().unzip();
+        let mut numbers: HashMap<usize, Vec<u16>> =
+            asked.iter().map(|asked: &Asked<usize>| asked.worker).zip(numbers).collect();
+        let (reclaimed, all_reclaimed) = answers(asked, timeout);
+        for (worker, _) in reclaimed {
+            self.free.extend(numbers.remove(&worker).unwrap_or_default());
+        }
+        all_reclaimed
     }
 }
 
@@ -701,5 +741,38 @@ mod tests {
         let rule = Ownership::new(2);
         assert_eq!(rule.egress(0, PortId(3), 4, 1), Egress::Own);
         assert_eq!(rule.egress(1, PortId(3), 4, 1), Egress::Worker(0), "its queues 1 and 3 only receive");
+    }
+
+    /// A question to a worker, and the end at which it is answered.
+    fn asked<T>(worker: usize) -> (Asked<T>, Sender<T>) {
+        let (reply, answer) = channel::bounded(1);
+        (Asked { worker, answer }, reply)
+    }
+
+    #[test]
+    fn a_worker_that_does_not_answer_does_not_hide_what_the_others_have_answered() {
+        let (questions, replies): (Vec<_>, Vec<_>) = (0..4).map(asked).unzip();
+        for worker in [1, 3] {
+            replies[worker].send("sockets").unwrap();
+        }
+        let begun = Instant::now();
+        let (answered, all) = answers(questions, Duration::from_millis(20));
+        assert_eq!(answered, [(1, "sockets"), (3, "sockets")]);
+        assert!(matches!(all, Err(EngineError::Stuck(0))), "{all:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "they share the time");
+        assert!(answers::<()>(Vec::new(), ANSWER).1.is_ok());
+    }
+
+    #[test]
+    fn a_socket_number_is_free_only_when_its_frames_have_been_reclaimed() {
+        let mut numbers = Numbers::default();
+        let taken: Vec<u16> = (0..4).filter_map(|_| numbers.take()).collect();
+        assert_eq!(taken, [0, 1, 2, 3]);
+        let ((late, _late_reply), (prompt, reply)) = (asked(0), asked(1));
+        reply.send(64).unwrap();
+        let result = numbers.give_back_after(vec![(late, vec![2, 3]), (prompt, vec![1])], Duration::from_millis(20));
+        assert!(matches!(result, Err(EngineError::Stuck(0))), "{result:?}");
+        let next: Vec<_> = (0..3).filter_map(|_| numbers.take()).collect();
+        assert_eq!(next, [1, 4, 5], "what the first worker has not reclaimed is nobody else's");
     }
 }

@@ -451,7 +451,7 @@ impl Ports {
         match self.attach_wanted(link, policy, opened.mode.zero_copy, steering) {
             Ok((path, xdp_mode)) => Ok((opened, path, xdp_mode)),
             Err(error) => {
-                engine.close_port(id, opened.queues)?;
+                engine.close_port(id, link.kind, opened.queues)?;
                 Err(error.into())
             }
         }
@@ -539,7 +539,7 @@ impl Ports {
             stop_polling(&mut port, steering, kernel);
             // Nothing is steered to the sockets any more, and their counts go with them.
             let socket_drops = port.socket_drops();
-            match engine.close_port(port.id, port.queues) {
+            match engine.close_port(port.id, port.link.kind, port.queues) {
                 Ok(()) => {
                     self.taken[port.id.index()] = false;
                     tracing::info!(port = %port.id, interface = port.link.name, "port closed");

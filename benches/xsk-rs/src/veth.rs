@@ -75,7 +75,7 @@ impl Implementation for Socket {
     }
 
     fn close(self) -> ClosedSocket {
-        Socket::close(self).expect("no handle is left")
+        Socket::close(self, true).expect("no handle is left")
     }
 }
 

@@ -24,7 +24,7 @@ const TX_BUDGET: u32 = 256;
 const SEND_BUFFER_BYTES: libc::c_int = 8 << 20;
 /// Transmit calls that one kick makes without progress before it leaves the rest for the next round.
 const IDLE_KICKS: u32 = 2;
-/// How often a queue is looked at for its driver to let go of a closed zero-copy socket's memory.
+/// How often is looked whether a driver has let go of a socket's memory.
 const RELEASE_ATTEMPTS: u32 = 250;
 /// The pause in between.
 const RELEASE_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
@@ -294,22 +294,34 @@ impl Socket {
     }
 
     /// Closes the socket, which must be the last that holds it open. Waits for the kernel's receive path, some
-    /// milliseconds, and with zero-copy until the driver has let go of the memory: not for a worker thread.
+    /// milliseconds, with zero-copy until the driver has let go of the memory, and in copy mode until what was transmitted has
+    /// left, half a second at most each: not for a worker thread.
+    ///
+    /// `is_veth`: the interface is a veth, whose packets are copies. With some drivers the kernel sends from the memory itself in
+    /// copy mode as well (`IFF_TX_SKB_NO_LINEAR`, as virtio_net has it; `xsk_build_skb_zerocopy`, `net/xdp/xsk.c`), and nobody
+    /// can ask which they are. A veth is not waited for because its other end may hold a packet for as long as it likes.
     ///
     /// The proof that is returned gets the frames back ([`Umem::reclaim`]).
     ///
     /// # Errors
     /// [`CloseError`]; the frames must not be used again then.
-    pub fn close(self) -> Result<ClosedSocket, CloseError> {
+    pub fn close(mut self, is_veth: bool) -> Result<ClosedSocket, CloseError> {
         if Arc::strong_count(&self.fd) > 1 {
             return Err(CloseError::Held);
         }
+        let has_left = self.mode.zero_copy || is_veth || comes_true(|| self.in_flight() == 0);
         let (number, zero_copy, (ifindex, queue)) = (self.number, self.mode.zero_copy, self.place);
         drop(self);
-        if zero_copy && !driver_let_go(ifindex, queue) {
+        if !has_left || zero_copy && !driver_let_go(ifindex, queue) {
             return Err(CloseError::NotReleased);
         }
         Ok(ClosedSocket(number))
+    }
+
+    /// Frames that the kernel has taken from the TX ring and is not done with.
+    fn in_flight(&mut self) -> usize {
+        let waiting = self.tx.pending() + self.completion.available(RING_ENTRIES);
+        self.tx_outstanding.saturating_sub(waiting as usize)
     }
 }
 
@@ -319,7 +331,7 @@ pub enum CloseError {
     /// A [`SocketHandle`] exists.
     #[error("a handle of it is still held")]
     Held,
-    /// The driver may still write to its frames.
+    /// The driver may still write to its frames, or send from them.
     #[error("the driver has not let go of its memory")]
     NotReleased,
 }
@@ -330,12 +342,19 @@ pub enum CloseError {
 /// to frames in its fill ring. The queue is taken for so long, and the kernel frees it as the last step (`xp_clear_dev`):
 /// so a bind that is not `EBUSY` shows that it is over. With the interface gone the kernel did it at once.
 fn driver_let_go(ifindex: u32, queue: u32) -> bool {
+    comes_true(|| match probe_queue(ifindex, queue) {
+        Ok(()) => true,
+        Err(error) => error.raw_os_error() == Some(libc::ENODEV),
+    })
+}
+
+/// Waits until something is true, half a second at most; whether it is.
+fn comes_true(mut is_true: impl FnMut() -> bool) -> bool {
     for _ in 0..RELEASE_ATTEMPTS {
-        match probe_queue(ifindex, queue) {
-            Ok(()) => return true,
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return true,
-            Err(_) => std::thread::sleep(RELEASE_PAUSE),
+        if is_true() {
+            return true;
         }
+        std::thread::sleep(RELEASE_PAUSE);
     }
     false
 }
@@ -594,4 +613,61 @@ fn bind(fd: BorrowedFd<'_>, ifindex: u32, queue: u32, flags: u16, share: Option<
         sxdp_shared_umem_fd: share.map_or(0, |fd| fd as u32),
     };
     sys::bind(fd, &address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ring in plain memory, of which each side may have an end.
+    fn plain_ring() -> (Arc<Mapping>, libc::xdp_ring_offset) {
+        let mapping = Mapping::anonymous(256 + RING_ENTRIES as usize * DESCRIPTOR).unwrap();
+        (Arc::new(mapping), libc::xdp_ring_offset { producer: 0, consumer: 64, flags: 128, desc: 256 })
+    }
+
+    /// A socket in copy mode of which the kernel knows nothing, and the kernel's ends of its rings for sending.
+    fn unbound() -> (Socket, Consumer<libc::xdp_desc>, Producer<u64>) {
+        let fd = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let [(rx, at), (tx, _), (fill, _), (completion, _)] = [(); 4].map(|()| plain_ring());
+        let kernel =
+            (Consumer::new(tx.clone(), &at, RING_ENTRIES), Producer::new(completion.clone(), &at, RING_ENTRIES));
+        let socket = Socket {
+            fd: Arc::new(fd()),
+            tx_fd: fd(),
+            place: (0, 0),
+            number: 3,
+            umem: Umem::new(8).unwrap(),
+            mode: XskMode { zero_copy: false, multi_buffer: true, checksum_metadata: false },
+            rx: Consumer::new(rx, &at, RING_ENTRIES),
+            tx: Producer::new(tx, &at, RING_ENTRIES),
+            fill: Producer::new(fill, &at, RING_ENTRIES),
+            completion: Consumer::new(completion, &at, RING_ENTRIES),
+            fill_outstanding: 0,
+            tx_outstanding: 0,
+        };
+        (socket, kernel.0, kernel.1)
+    }
+
+    #[test]
+    fn a_socket_whose_packets_have_not_left_gives_no_frame_back_unless_they_were_copied() {
+        // Frames that the kernel takes from the TX ring, those of them that have left, and whether the interface is a veth.
+        for (taken, left, is_veth, gives_back) in
+            [(0, 0, false, true), (2, 2, false, true), (2, 1, false, false), (2, 1, true, true)]
+        {
+            let (mut socket, mut tx, mut completion) = unbound();
+            for frame in socket.umem.take_frames().into_iter().take(3) {
+                let piece = Piece { frame, offset: 256, bytes: 60, more: false, metadata: false };
+                assert!(socket.transmit(&mut vec![piece]));
+            }
+            socket.tx.publish();
+            assert_eq!(tx.available(3), 3);
+            assert!(completion.space(left) >= left);
+            (0..left).for_each(|ahead| completion.push(tx.peek(ahead).addr));
+            completion.publish();
+            tx.release(taken);
+            assert_eq!(socket.in_flight(), (taken - left) as usize);
+            let closed = socket.close(is_veth);
+            assert_eq!(closed.is_ok(), gives_back, "{taken} taken, {left} left, veth {is_veth}: {closed:?}");
+        }
+    }
 }

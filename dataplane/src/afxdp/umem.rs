@@ -103,8 +103,9 @@ impl Umem {
     /// After socket `socket` was closed: the tokens of all frames that it was given and did not return, appended to `out`.
     ///
     /// The kernel gives no frame back from a closed socket's rings, so this is the only way to get them. Closing waits for
-    /// the kernel's receive path (`xsk_unbind_dev` → `synchronize_net`, `net/xdp/xsk.c`), and a packet transmitted in copy
-    /// mode was copied before, so no frame is written to afterwards; with zero-copy it waits for the driver besides.
+    /// the kernel's receive path (`xsk_unbind_dev` → `synchronize_net`, `net/xdp/xsk.c`), so no frame is written to afterwards;
+    /// with zero-copy it waits for the driver besides. Nor is any sent from: what the kernel did not take goes with the socket,
+    /// and what it took in copy mode was copied before or has left ([`super::Socket::close`]).
     pub fn reclaim(&self, closed: ClosedSocket, out: &mut Vec<Frame>) {
         let place = closed.0 + 1;
         for (index, slot) in self.inner.places.iter().enumerate() {

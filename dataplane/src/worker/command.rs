@@ -37,7 +37,8 @@ pub enum Command<Q> {
         /// Where its queues go.
         reply: Sender<Vec<Q>>,
     },
-    /// Sockets that this worker served were closed: take their frames back. The answer says how many there were.
+    /// Sockets that this worker served were closed: take their frames back. The answer says how many there were. All workers
+    /// have obeyed [`Command::RemovePort`] before; what they have handed over for the port is dropped.
     Reclaim {
         /// Proof that they are closed.
         closed: Vec<ClosedSocket>,

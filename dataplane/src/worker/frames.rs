@@ -10,6 +10,10 @@
 //! of a time when there were few. Where there are many queues, a share is soon used up while a worker waits for its core; a
 //! queue that receives much is lent more, as long as that leaves as much again to spare.
 //!
+//! A queue that falls silent does not pay back. So half of every queue's share is owed to it for as long as it does not hold
+//! it, and is given to nobody else: those that flood one after the other divide the other half, and one that begins after them
+//! still gets half of its share.
+//!
 //! What lingers on its way out (in the TX ring of a receiver that takes nothing, in the ring to a worker that does not run)
 //! comes out of what is to spare: half of what is put aside may be lent for it, and a part of all frames is never ([`TX_KEEPS`],
 //! [`HANDOFF_KEEPS`]), so that the queues that work go on. One TX ring may hold at most a quarter of what is to spare, so the
@@ -110,12 +114,14 @@ pub struct FramePool {
     own: Range<u32>,
     free: Vec<Frame>,
     total: usize,
-    /// Queues that receive from this pool now.
-    queues: usize,
     /// Frames that are kept for queues that may still come.
     put_aside: usize,
     /// Frames that a queue holds for receiving when there are enough.
     share: usize,
+    /// Frames of its share that no other queue can take from it: half.
+    floor: usize,
+    /// What all queues together lack of their floors.
+    owed: usize,
 }
 
 impl FramePool {
@@ -126,30 +132,31 @@ impl FramePool {
         free.reserve(BATCH * crate::limits::MAX_PIECES);
         let own = homes.own(worker);
         let least_elsewhere = usize::MAX;
-        let mut pool =
-            FramePool { worker, homes, least_elsewhere, own, free, total, queues: 0, put_aside: 0, share: 0 };
-        pool.divide();
+        let (put_aside, share, floor, owed) = (0, 0, 0, 0);
+        let mut pool = FramePool { worker, homes, least_elsewhere, own, free, total, put_aside, share, floor, owed };
+        pool.divide([]);
         pool
     }
 
-    /// A queue was added.
-    pub fn add_queue(&mut self) {
-        self.queues += 1;
-        self.divide();
-    }
-
-    /// A queue was removed.
-    pub fn remove_queue(&mut self) {
-        self.queues -= 1;
-        self.divide();
-    }
-
-    /// Works out the queues' share anew: asked for at every batch, it changes with their number only.
-    fn divide(&mut self) {
-        self.put_aside = MIN_FILL * capacity(self.total).saturating_sub(self.queues);
+    /// Divides the frames among the queues that receive from this pool now; `held`: what each of them holds. The share is asked for
+    /// at every batch and changes with their number only.
+    pub fn divide(&mut self, held: impl IntoIterator<Item = usize, IntoIter: ExactSizeIterator>) {
+        let held = held.into_iter();
+        let queues = held.len();
+        self.put_aside = MIN_FILL * capacity(self.total).saturating_sub(queues);
         let left = self.total.saturating_sub(self.put_aside);
         let divided = (left * 3 / 4).min(left.saturating_sub(self.total * FILL_KEEPS / 32));
-        self.share = (divided / self.queues.max(1)).clamp(MIN_FILL, MAX_FILL);
+        let each = divided / queues.max(1);
+        self.share = each.clamp(MIN_FILL, MAX_FILL);
+        self.floor = (each / 2).clamp(MIN_FILL, MAX_FILL);
+        self.owed = held.map(|held| self.floor.saturating_sub(held)).sum();
+    }
+
+    /// A queue that held `before` frames holds `now`.
+    #[inline]
+    pub fn note_held(&mut self, before: usize, now: usize) {
+        let settled = self.owed - self.floor.saturating_sub(before);
+        self.owed = settled + self.floor.saturating_sub(now);
     }
 
     /// Whether a queue that holds `outstanding`, and receives nothing now, should be looked at again: it lacks so many frames that it
@@ -170,17 +177,21 @@ impl FramePool {
         self.free.len() + self.homes.rings[self.worker].len()
     }
 
-    /// Frames that a queue holding `outstanding` should be given now. `rate`: packets per second that it received lately; 0 only
-    /// if it never received any.
+    /// Frames that a queue holding `outstanding`, as was noted, should be given now. `rate`: packets per second that it received
+    /// lately; 0 only if it never received any.
     #[inline]
     pub fn grant(&self, outstanding: usize, rate: usize) -> usize {
         let wanted = (rate / RATE_PART).min(MAX_FILL);
         let guaranteed = MIN_FILL.saturating_sub(outstanding);
         let left = self.free.len().saturating_sub(self.put_aside + self.total * FILL_KEEPS / 32);
-        let fair = self.share_at(rate).saturating_sub(outstanding).min(left);
+        // What is owed to the others is not there for this one.
+        let own = self.floor.saturating_sub(outstanding);
+        let within_reach = left.min(own + left.saturating_sub(self.owed));
+        let fair = self.share_at(rate).saturating_sub(outstanding).min(within_reach);
         let borrowed = outstanding.saturating_sub(self.share);
         // What it borrows stays at most as much as is left for the others.
         let lent = wanted.saturating_sub(outstanding + fair).min((left - fair).saturating_sub(borrowed) / 2);
+        let lent = lent.min(within_reach - fair);
         (fair + lent).max(guaranteed).min(self.free.len())
     }
 
@@ -267,64 +278,105 @@ mod tests {
     fn a_queue_is_looked_at_until_no_frame_would_be_granted_that_is_worth_it() {
         let umem = Umem::new(2048).unwrap();
         let mut pool = FramePool::new(0, Homes::new(1, 2048), umem.take_frames());
-        pool.add_queue();
+        pool.divide([0]);
         assert_eq!(pool.grant(0, 0), IDLE_FILL, "nothing came yet");
         assert!(pool.lacks(IDLE_FILL - BATCH / 2, 0) && !pool.lacks(IDLE_FILL, 0));
         let share = pool.grant(0, 1);
         assert!(share > 2 * BATCH, "{share}");
         assert!(pool.lacks(0, 1) && pool.lacks(share - BATCH / 2, 1));
         assert!(!pool.lacks(share, 1) && !pool.lacks(share - BATCH / 2 + 1, 1));
-        (1..capacity(2048)).for_each(|_| pool.add_queue());
+        pool.divide(vec![0; capacity(2048)]);
         assert!(!pool.lacks(share, 1), "its share is smaller now");
         assert!(pool.lacks(MIN_FILL - 1, 1), "the minimum is granted whatever the share");
-        (1..capacity(2048)).for_each(|_| pool.remove_queue());
+        pool.divide([0]);
         assert!(pool.lacks(share - BATCH / 2, 1), "and grows again");
+    }
+
+    /// A pool with what its queues hold.
+    struct Queues {
+        pool: FramePool,
+        held: Vec<Vec<Frame>>,
+    }
+
+    impl Queues {
+        fn new(frames: u32) -> Self {
+            let pool = FramePool::new(0, Homes::new(1, frames), Umem::new(frames).unwrap().take_frames());
+            Queues { pool, held: Vec::new() }
+        }
+
+        fn add(&mut self) {
+            self.held.push(Vec::new());
+            self.pool.divide(self.held.iter().map(Vec::len));
+        }
+
+        /// A queue that receives at `rate` takes what it is granted; returns what it holds then.
+        fn fill(&mut self, queue: usize, rate: usize) -> usize {
+            let (pool, held) = (&mut self.pool, &mut self.held[queue]);
+            let before = held.len();
+            let at = pool.list().len() - pool.grant(before, rate);
+            held.extend(pool.list().drain(at..));
+            pool.note_held(before, held.len());
+            held.len()
+        }
+
+        /// A queue receives all that it holds, and its packets leave at once.
+        fn drain(&mut self, queue: usize) {
+            self.pool.note_held(self.held[queue].len(), 0);
+            self.pool.put(&mut self.held[queue]);
+        }
     }
 
     /// Fifty-five pods come one after the other beside one that receives 15,000 packets a second, and are silent.
     #[test]
     fn silent_queues_leave_a_busy_one_what_it_needs() {
-        let umem = Umem::new(8192).unwrap();
-        let mut pool = FramePool::new(0, Homes::new(1, 8192), umem.take_frames());
-        let mut kept: Vec<Frame> = Vec::new();
-        let mut busy: Vec<Frame> = Vec::new();
-        let take = |pool: &mut FramePool, held: usize, rate| {
-            let at = pool.list().len() - pool.grant(held, rate);
-            pool.list().split_off(at)
-        };
-        pool.add_queue();
-        for _ in 0..54 {
-            pool.add_queue();
-            kept.extend(take(&mut pool, 0, 0));
+        let mut queues = Queues::new(8192);
+        queues.add();
+        for silent in 1..55 {
+            queues.add();
+            queues.fill(silent, 0);
             // It receives what it holds, and gets new ones.
-            pool.put(&mut busy);
-            busy = take(&mut pool, 0, 15_000);
+            queues.drain(0);
+            queues.fill(0, 15_000);
         }
-        assert!(busy.len() >= 15_000 / RATE_PART, "{} for 31 ms", busy.len());
-        let more = pool.grant(busy.len(), usize::MAX);
-        busy.extend(take(&mut pool, busy.len(), usize::MAX));
-        let second = pool.grant(0, usize::MAX);
-        assert!(second > MIN_FILL && second < busy.len() + more, "a second one gets less: {second}");
+        let busy = queues.held[0].len();
+        assert!(busy >= 15_000 / RATE_PART, "{busy} for 31 ms");
+        let busy = queues.fill(0, usize::MAX);
+        let second = queues.fill(1, usize::MAX);
+        assert!(second > MIN_FILL && second < busy, "a second one gets less: {second}");
+    }
+
+    /// Whatever the others have taken: half of an equal share, which is what is left of a share that was lent.
+    #[test]
+    fn a_queue_that_begins_after_others_have_flooded_gets_half_of_its_share() {
+        for (frames, count) in [(16_384, 11), (16_384, 100), (2048, 8), (1024, 16)] {
+            let mut queues = Queues::new(frames);
+            (0..count).for_each(|_| queues.add());
+            for queue in 0..count {
+                queues.fill(queue, 0);
+            }
+            let share = queues.pool.share;
+            for flooded in 0..count {
+                let held = (0..50).map(|_| queues.fill(flooded, usize::MAX)).max().unwrap();
+                assert!(held >= (share / 2).max(MIN_FILL), "{frames}, queue {flooded}: {held} of {share}");
+            }
+        }
     }
 
     /// Every queue takes what it is granted and falls silent: the worst that can happen to those that come later.
     #[test]
     fn every_queue_gets_its_minimum_even_when_the_first_ones_never_give_back() {
         for (frames, greed) in [(2048u32, 0), (16_384, 0), (2048, usize::MAX), (16_384, usize::MAX)] {
-            let umem = Umem::new(frames).unwrap();
-            let mut pool = FramePool::new(0, Homes::new(1, frames), umem.take_frames());
-            let mut kept: Vec<Vec<Frame>> = Vec::new();
-            for queue in 0..capacity(frames as usize) {
-                pool.add_queue();
-                kept.push(Vec::new());
+            let mut queues = Queues::new(frames);
+            for newest in 0..capacity(frames as usize) {
+                queues.add();
                 // The worker fills a new queue first, then tops up whichever receives.
-                for queue in kept.iter_mut().rev() {
-                    let at = pool.list().len() - pool.grant(queue.len(), greed);
-                    queue.extend(pool.list().drain(at..));
+                for queue in (0..=newest).rev() {
+                    queues.fill(queue, greed);
                 }
-                assert!((MIN_FILL..=MAX_FILL).contains(&kept[queue].len()), "queue {queue}: {}", kept[queue].len());
+                let held = queues.held[newest].len();
+                assert!((MIN_FILL..=MAX_FILL).contains(&held), "queue {newest}: {held}");
             }
-            assert_eq!(kept.iter().map(Vec::len).sum::<usize>() + pool.free(), frames as usize);
+            assert_eq!(queues.held.iter().map(Vec::len).sum::<usize>() + queues.pool.free(), frames as usize);
         }
     }
 }

@@ -61,6 +61,8 @@ struct Slot<Q> {
     awake_rx: usize,
     /// What it receives.
     rate: Rate,
+    /// Frames for receiving that it held when the pool was last told.
+    held: usize,
     /// Whether a packet that arrives wakes the worker.
     watched: bool,
     /// Whether its fill ring wants frames that it could not get. One that is full and receives nothing needs no look: with
@@ -101,10 +103,11 @@ impl Rate {
         self.now += packets;
     }
 
-    /// As of the last packet.
+    /// As of `now_s`: 0 only if there never was a packet, and 1 if there was none lately.
     #[inline]
-    fn per_second(&self) -> usize {
-        self.now.max(self.before)
+    fn per_second(&self, now_s: u32) -> usize {
+        let rate = self.now.max(self.before);
+        if now_s.wrapping_sub(self.second) > 1 { rate.min(1) } else { rate }
     }
 }
 
@@ -197,8 +200,8 @@ impl<Q: QueueIo> Worker<Q> {
         self.commands.try_recv().ok()
     }
 
-    /// Carries out a command. Breaks after [`Command::Stop`]: the loop must end.
-    pub fn obey(&mut self, command: Command<Q>) -> ControlFlow<()> {
+    /// Carries out a command, between two turns, by the tables in force. Breaks after [`Command::Stop`]: the loop must end.
+    pub fn obey(&mut self, command: Command<Q>, tables: &Tables) -> ControlFlow<()> {
         // A loader that no longer waits for an answer has given up on it; nothing is owed then.
         match command {
             Command::AddQueue { port, queue, transmits } => self.add_queue(port, queue, transmits),
@@ -210,6 +213,7 @@ impl<Q: QueueIo> Worker<Q> {
                 let _ = reply.send(self.remove_port(port));
             }
             Command::Reclaim { closed, reply } => {
+                self.empty_handoff(tables);
                 let _ = reply.send(self.reclaim(closed));
             }
             Command::Audit { reply } => {
@@ -248,6 +252,11 @@ impl<Q: QueueIo> Worker<Q> {
         !self.commands.is_empty()
             || (self.handoff.workers() > 1 && self.handoff.waiting(self.id))
             || self.slots.iter_mut().any(|slot| slot.queue.ready())
+    }
+
+    /// Pieces in TX rings that the kernel has not taken. Nothing wakes a sleeper when it could.
+    fn unsent(&mut self) -> usize {
+        self.slots.iter_mut().filter(|slot| slot.dirty).map(|slot| slot.queue.tx_unsent()).sum()
     }
 
     /// No longer lets `waiter` watch the queues that are busy: the kernel runs a watcher for every packet, asleep or not, on
@@ -304,14 +313,15 @@ impl<Q: QueueIo> Worker<Q> {
         }
         self.received = received;
         if packets != 0 || self.slots[slot].hungry {
-            self.top_up(slot);
+            let rate = self.slots[slot].rate.per_second(now_s);
+            self.top_up(slot, rate);
         }
         packets
     }
 
-    fn top_up(&mut self, slot: usize) {
-        let outstanding = self.slots[slot].queue.fill_outstanding();
-        let rate = self.slots[slot].rate.per_second();
+    /// Gives a queue that receives `rate` packets per second the frames that it should have and has not.
+    fn top_up(&mut self, slot: usize, rate: usize) {
+        let outstanding = self.note_held(slot);
         let grant = self.pool.grant(outstanding, rate);
         if grant >= limits::BATCH / 2 || (grant != 0 && outstanding < frames::MIN_FILL) {
             let queue = &mut self.slots[slot].queue;
@@ -320,24 +330,55 @@ impl<Q: QueueIo> Worker<Q> {
         } else if grant == 0 && outstanding == 0 {
             self.counters.fill_starved.add(1);
         }
+        let outstanding = self.note_held(slot);
+        self.slots[slot].hungry = self.pool.lacks(outstanding, rate);
+    }
+
+    /// Tells the pool how many frames a queue holds for receiving.
+    #[inline]
+    fn note_held(&mut self, slot: usize) -> usize {
         let slot = &mut self.slots[slot];
-        slot.hungry = self.pool.lacks(slot.queue.fill_outstanding(), rate);
+        let now = slot.queue.fill_outstanding();
+        self.pool.note_held(std::mem::replace(&mut slot.held, now), now);
+        now
+    }
+
+    /// Divides the frames among the queues that there are now.
+    fn divide_frames(&mut self) {
+        self.pool.divide(self.slots.iter().map(|slot| slot.held));
     }
 
     /// Takes a batch from every other worker's hand-off ring.
     fn take_over(&mut self, tables: &Tables) -> usize {
         let mut packets = 0;
         for from in 0..self.handoff.workers() {
-            for _ in 0..limits::BATCH {
-                let Some((port, since_ns)) = self.handoff.take(from, self.id, &mut self.packet) else { break };
-                packets += 1;
-                self.counters.handoff_in.add(1);
-                if self.transmit_handed(port, tables) {
-                    self.stays.transmit_handed(since_ns);
-                }
-            }
+            packets += (0..limits::BATCH).map_while(|_| self.take_from(from, tables)).count();
         }
         packets
+    }
+
+    /// Takes over all that has been handed over by now. A port whose sockets are closed has left every worker, so nothing is
+    /// on its way to it after that, and its number can be another port's: what still lay in a ring would be sent to that one.
+    fn empty_handoff(&mut self, tables: &Tables) {
+        for from in 0..self.handoff.workers() {
+            let mut pieces = self.handoff.between(from, self.id);
+            while pieces != 0
+                && let Some(taken) = self.take_from(from, tables)
+            {
+                pieces = pieces.saturating_sub(taken);
+            }
+        }
+    }
+
+    /// Takes the next packet that `from` has handed over; how many pieces it had.
+    fn take_from(&mut self, from: usize, tables: &Tables) -> Option<usize> {
+        let (port, since_ns) = self.handoff.take(from, self.id, &mut self.packet)?;
+        let pieces = self.packet.len();
+        self.counters.handoff_in.add(1);
+        if self.transmit_handed(port, tables) {
+            self.stays.transmit_handed(since_ns);
+        }
+        Some(pieces)
     }
 
     fn wake_others(&mut self) {
@@ -370,7 +411,6 @@ impl<Q: QueueIo> Worker<Q> {
     }
 
     fn add_queue(&mut self, port: PortId, queue: Q, transmits: bool) {
-        self.pool.add_queue();
         self.stays.reserve(self.slots.len() + 1, self.handoff.workers() * limits::BATCH);
         self.slots.push(Slot {
             port,
@@ -380,11 +420,13 @@ impl<Q: QueueIo> Worker<Q> {
             sent: Tally::default(),
             awake_rx: 0,
             rate: Rate::default(),
+            held: 0,
             watched: true,
             hungry: true,
         });
         self.index_slots();
-        self.top_up(self.slots.len() - 1);
+        self.divide_frames();
+        self.top_up(self.slots.len() - 1, 0);
     }
 
     fn remove_port(&mut self, port: PortId) -> Vec<Q> {
@@ -394,9 +436,9 @@ impl<Q: QueueIo> Worker<Q> {
         // Each one's share has grown.
         self.slots.iter_mut().for_each(|slot| slot.hungry = true);
         self.index_slots();
+        self.divide_frames();
         gone.into_iter()
             .map(|mut slot| {
-                self.pool.remove_queue();
                 slot.queue.complete(&mut self.returned);
                 self.pool.put(&mut self.returned);
                 let frames = slot.queue.frames();

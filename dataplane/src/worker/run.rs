@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use super::{Command, Worker, WorkerCounters};
 use crate::afxdp::{Heartbeat, QueueIo, Slept, Waiter, clock};
 use crate::limits;
-use crate::table::Reader;
+use crate::table::{Reader, Tables};
 
 /// What a worker without work does: it keeps looking for `spin_us`, then sleeps until a frame, a command or a hand-off
 /// arrives. It wakes every [`limits::HEARTBEAT_PERIOD_MS`] for its heartbeat.
@@ -34,13 +34,14 @@ pub fn run<Q: QueueIo>(
     let mut idle_since_ns = None;
     let mut busy = Busy { since_ns: clock::precise_ns(), noted_ns: 0 };
     let mut busy_turns = 0u32;
+    let mut nap = Nap::default();
     loop {
         let now_ns = clock::coarse_ns();
         heartbeat.beat(now_ns);
         while let Some(command) = worker.next_command() {
             if let Command::SetIdle(idle) = command {
                 spin_ns = u64::from(idle.spin_us) * 1000;
-            } else if obey(&mut worker, &waiter, command).is_break() {
+            } else if obey(&mut worker, &waiter, command, tables.load()).is_break() {
                 return;
             }
         }
@@ -63,12 +64,36 @@ pub fn run<Q: QueueIo>(
             continue;
         }
         worker.watch_all(&waiter);
-        let slept = waiter.sleep(limits::HEARTBEAT_PERIOD_MS, || worker.work_waits());
+        let nap_ms = nap.length_ms(worker.unsent());
+        let slept = waiter.sleep(nap_ms, || worker.work_waits());
         worker.counters().sleeps.add(u64::from(slept != Slept::NotAtAll));
         worker.counters().wakeups.add(u64::from(slept == Slept::UntilWoken));
         // Woken for nothing but the heartbeat, it goes back to sleep at once.
         idle_since_ns = Some(0);
         busy.since_ns = clock::precise_ns();
+    }
+}
+
+/// How long a worker sleeps at most: less while there are packets that the kernel did not take, since it has to come by to offer
+/// them again.
+#[derive(Debug, Default)]
+struct Nap {
+    /// Pieces that were left the last time.
+    unsent: usize,
+    length_ms: u64,
+}
+
+impl Nap {
+    /// The length of the next one, `unsent` pieces being left, milliseconds.
+    fn length_ms(&mut self, unsent: usize) -> u64 {
+        let stuck = unsent == self.unsent;
+        self.unsent = unsent;
+        self.length_ms = match unsent {
+            0 => limits::HEARTBEAT_PERIOD_MS,
+            _ if stuck => (2 * self.length_ms).min(limits::HEARTBEAT_PERIOD_MS),
+            _ => limits::TX_RETRY_MS,
+        };
+        self.length_ms
     }
 }
 
@@ -101,7 +126,7 @@ impl Busy {
 }
 
 /// Keeps what the worker sleeps on in step with what it serves.
-fn obey<Q: QueueIo>(worker: &mut Worker<Q>, waiter: &Waiter, command: Command<Q>) -> ControlFlow<()> {
+fn obey<Q: QueueIo>(worker: &mut Worker<Q>, waiter: &Waiter, command: Command<Q>, tables: &Tables) -> ControlFlow<()> {
     match &command {
         Command::AddQueue { queue, .. } => {
             // Without it the worker still finds the packets, at the latest when it wakes for its heartbeat.
@@ -110,12 +135,22 @@ fn obey<Q: QueueIo>(worker: &mut Worker<Q>, waiter: &Waiter, command: Command<Q>
         Command::RemovePort { port, .. } => worker.queues(*port).for_each(|queue| waiter.remove(queue)),
         _ => {}
     }
-    worker.obey(command)
+    worker.obey(command, tables)
 }
 
 #[cfg(test)]
-mod busy_tests {
+mod tests {
     use super::*;
+
+    #[test]
+    fn a_worker_with_packets_that_were_not_taken_sleeps_shortly() {
+        let mut nap = Nap::default();
+        let mut lengths = |unsent: &[usize]| unsent.iter().map(|unsent| nap.length_ms(*unsent)).collect::<Vec<_>>();
+        assert_eq!(lengths(&[0, 0]), [20, 20]);
+        assert_eq!(lengths(&[300, 200, 100, 0]), [1, 1, 1, 20]);
+        assert_eq!(lengths(&[7; 7]), [1, 2, 4, 8, 16, 20, 20], "of a device that is down, say");
+        assert_eq!(lengths(&[8, 0, 8]), [1, 20, 1]);
+    }
 
     #[test]
     fn time_without_packets_is_not_busy() {

@@ -155,7 +155,7 @@ impl Rig {
     fn tell(&mut self, worker: usize, command: Command<MemoryQueue>) {
         self.commands[worker].send(command).unwrap();
         while let Some(command) = self.workers[worker].next_command() {
-            let _ = self.workers[worker].obey(command);
+            let _ = self.workers[worker].obey(command, &self.tables);
         }
     }
 
@@ -360,6 +360,21 @@ fn a_full_tx_ring_drops_and_counts_and_leaks_nothing() {
 }
 
 #[test]
+fn packets_that_the_kernel_did_not_take_are_known_before_a_sleep_and_go_with_the_next_turn() {
+    let mut rig = Rig::single(false);
+    rig.queue(0, POD2).stuck = true;
+    assert_eq!(rig.workers[0].unsent(), 0);
+    for _ in 0..3 {
+        assert!(rig.queue(0, POD1).arrive(&pod_to_pod(POD1, POD2), 3840));
+    }
+    rig.turn();
+    assert_eq!((rig.workers[0].unsent(), rig.workers[0].work_waits()), (3, false));
+    rig.queue(0, POD2).stuck = false;
+    rig.turn();
+    assert_eq!((rig.workers[0].unsent(), rig.sent(0, POD2).len()), (0, 3));
+}
+
+#[test]
 fn new_and_moved_source_addresses_are_reported_and_known_and_static_ones_are_not() {
     let mut rig = Rig::single(false);
     let moved = udp((pod_mac(POD2), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), b"x");
@@ -532,6 +547,37 @@ fn a_pod_that_fills_the_hand_off_ring_leaves_room_in_it() {
     rig.assert_conserved();
 }
 
+/// Nine pods send as fast as they are served, one after the other, and are silent from then on.
+#[test]
+fn pods_that_have_flooded_keep_no_frames_that_a_later_one_needs() {
+    for frames in [2048, 16_384] {
+        let mut rig = Rig::with_frames(1, frames);
+        rig.add(0, HOST, false);
+        rig.tell(0, Command::SetHostPort(HOST));
+        let pods = more_pods(&mut rig, 10);
+        pods.iter().for_each(|pod| rig.add(0, *pod, false));
+        let mut flood = |pod: PortId, now_s| {
+            let frame = udp((pod_mac(pod), pod_ip(pod)), (MacAddr::BROADCAST, pod_ip(POD2)), b"x");
+            let (mut least, tables) = (usize::MAX, rig.tables.clone());
+            for round in 0..400 {
+                let arrived = (0..).take_while(|_| rig.queue(0, pod).arrive(&frame, 3840)).count();
+                // A queue to which nothing came yet holds little.
+                least = if round == 0 { least } else { least.min(arrived) };
+                for _ in 0..40 {
+                    rig.workers[0].turn(&tables, now_s);
+                }
+                rig.sent(0, HOST);
+            }
+            rig.assert_conserved();
+            least
+        };
+        let least: Vec<usize> = (0..).zip(&pods).map(|(second, pod)| flood(*pod, 100 + 100 * second)).collect();
+        // An equal share is 50 frames of 2048, and 544 of 16,384; fewer than half a batch are not worth topping up for.
+        let half = if frames == 2048 { 32 } else { 272 - limits::BATCH / 2 };
+        assert!(least.iter().all(|burst| *burst >= half), "{frames}: bursts of {least:?} packets");
+    }
+}
+
 #[test]
 fn a_removed_port_gives_all_its_frames_back() {
     let mut rig = Rig::single(false);
@@ -559,6 +605,39 @@ fn a_removed_port_gives_all_its_frames_back() {
     rig.turn();
     let count = rig.count();
     assert_eq!(count.tx, 0);
+}
+
+/// The second worker obeys and is off its CPU for a moment; the first has not come to its own command yet.
+#[test]
+fn a_packet_handed_over_for_a_removed_port_is_not_sent_to_the_next_port_of_that_number() {
+    let mut rig = Rig::new(2);
+    for (worker, port) in [(0, POD1), (1, POD2), (1, UPLINK)] {
+        rig.add(worker, port, false);
+    }
+    let large = udp((pod_mac(POD1), pod_ip(POD1)), (pod_mac(POD2), pod_ip(POD2)), &[7; 8000]);
+    let other = udp((pod_mac(POD1), pod_ip(POD1)), (BRIDGE_MAC, REMOTE), b"x");
+    for frame in [&large, &other, &large] {
+        assert!(rig.queue(0, POD1).arrive(frame, 3840));
+    }
+    let (reply, answer) = channel::bounded(1);
+    rig.tell(1, Command::RemovePort { port: POD2, reply });
+    let closed = answer.recv().unwrap().into_iter().map(MemoryQueue::close).collect();
+    let tables = rig.tables.clone();
+    rig.workers[0].turn(&tables, 100);
+    assert_eq!(rig.handoff_waiting(), 7, "two packets of three pieces, and one");
+    let (reply, _answer) = channel::bounded(1);
+    rig.tell(0, Command::RemovePort { port: POD2, reply });
+    let (reply, _answer) = channel::bounded(1);
+    rig.tell(1, Command::Reclaim { closed, reply });
+    rig.add(1, POD2, false);
+    rig.turn();
+    assert_eq!(rig.sent(1, POD2), []);
+    assert_eq!(rig.sent(1, UPLINK).len(), 1, "what is for others goes its way");
+    let counters = &rig.workers[1].counters;
+    assert_eq!(counters.port(POD2).tx_dropped[DropReason::EgressGone as usize].get(), 2);
+    assert_eq!(counters.handoff_in.get(), 3);
+    rig.turn();
+    rig.assert_conserved();
 }
 
 #[test]
@@ -802,12 +881,14 @@ fn the_time_of_a_packet_that_was_handed_over_begins_with_the_first_worker() {
 #[test]
 fn a_rate_is_that_of_the_last_two_seconds() {
     let mut rate = super::Rate::default();
+    assert_eq!(rate.per_second(7), 0);
     rate.note(100, 7);
-    assert_eq!(rate.per_second(), 100);
+    assert_eq!(rate.per_second(7), 100);
     rate.note(1, 8);
-    assert_eq!(rate.per_second(), 100, "the second before counts while the present one is young");
+    assert_eq!(rate.per_second(8), 100, "the second before counts while the present one is young");
     rate.note(300, 8);
-    assert_eq!(rate.per_second(), 301);
+    assert_eq!((rate.per_second(8), rate.per_second(9)), (301, 301));
+    assert_eq!(rate.per_second(10), 1, "a silent queue has none, but had one");
     rate.note(5, 10);
-    assert_eq!(rate.per_second(), 5, "a second without a packet ends it");
+    assert_eq!(rate.per_second(10), 5, "a second without a packet ends it");
 }
