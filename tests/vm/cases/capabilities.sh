@@ -1,3 +1,4 @@
+# short
 # seconds: 90
 #
 # A node that translates addresses, whose kernel has conntrack as a module: with what the unit grants, Podlane leaves everything
@@ -6,6 +7,8 @@
 
 COUNT=300
 readonly UNIT=+net_admin,+net_raw,+bpf,+perfmon,+net_broadcast
+# As the unit's LimitMEMLOCK.
+ulimit -l unlimited
 network_up
 in_ns "$NODE" nft 'table ip nat { chain postrouting { type nat hook postrouting priority srcnat; ip daddr 203.0.113.0/24 masquerade; }; }'
 
