@@ -3,8 +3,8 @@
 # Podlane inside a virtual machine of its own: network cards with zero-copy AF_XDP, kernel pktgen, and kernels that this
 # machine does not run. Everything is software emulation: it shows that things are right, never how fast they are.
 #
-#   scripts/vm-testbed.sh [--kernel 7.3|6.18|6.1] [--short] [CASE…]        the cases of tests/vm/cases, or those named
-#   scripts/vm-testbed.sh [--kernel 7.3|6.18|6.1] --system [FILTER…]       the system suite (tests/system.rs) in the guest: a
+#   scripts/vm-testbed.sh [--kernel 7.3|6.18|6.12|6.1] [--short] [CASE…]        the cases of tests/vm/cases, or those named
+#   scripts/vm-testbed.sh [--kernel 7.3|6.18|6.12|6.1] --system [FILTER…]       the system suite (tests/system.rs) in the guest: a
 #                       selection that stands for every path, or the tests whose names contain one of the filters
 #
 #   --kernel VERSION  Debian's kernel for the guest: the newest package of that series (default: 7.3)
