@@ -359,6 +359,7 @@ impl Mirrored {
         let near_interfaces = read(&maps.near_interfaces)?;
         let interfaces = read(&maps.interfaces)?;
         let ports = read(&maps.ports)?;
+        let guards = read(&maps.guards)?;
         let near_stations = read(&maps.near_stations)?;
         let fdb = read(&maps.fdb)?;
         let (hosts4, hosts6) = (read(&maps.hosts4)?, read(&maps.hosts6)?);
@@ -370,6 +371,7 @@ impl Mirrored {
             snapshot.near_interfaces.adopt(&near_interfaces);
             snapshot.interfaces.adopt(&interfaces, copy, |key| word(key) % COPIES);
             snapshot.ports.adopt(&ports);
+            snapshot.guards.adopt(&guards);
             snapshot.near_stations.adopt(&near_stations);
             snapshot.fdb.adopt(&fdb, copy, |key| usize::from(key[0]));
             snapshot.hosts4.adopt(&hosts4, copy, |key| word(key) % COPIES);
