@@ -17,7 +17,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podlane_dataplane::table::GuardTable;
+use podlane_dataplane::table::{Guard, GuardTable};
 use podlane_dataplane::{MacAddr, PortId};
 
 use crate::config::GuardChoice;
@@ -81,7 +81,11 @@ pub struct Guards {
     looked: Instant,
     pause: Duration,
     looked_at_all: Instant,
+    /// By port's interface, for as long as that is there: a port that is closed and opened again, and a daemon that takes
+    /// another's place, are no way out of a guard.
     settled: BTreeMap<u32, Settled>,
+    /// The interfaces of the open ports.
+    open: BTreeSet<u32>,
     table: Arc<GuardTable>,
     /// The CNI results that `settled` goes by.
     cni: Option<Arc<CniNames>>,
@@ -105,9 +109,15 @@ impl Guards {
             pause: PAUSE,
             looked_at_all: now,
             settled: BTreeMap::new(),
+            open: BTreeSet::new(),
             table: Arc::default(),
             cni: None,
         })
+    }
+
+    /// Begins with the guards that an earlier daemon has left, by interface.
+    pub fn adopt(&mut self, left: &[(u32, Guard)]) {
+        self.settled.extend(left.iter().map(|(ifindex, guard)| (*ifindex, Settled::adopted(*guard))));
     }
 
     /// Goes by another policy from the next [`Guards::follow`] on.
@@ -148,13 +158,13 @@ impl Guards {
     /// Brings the guards in step with the open ports of pods. Whether [`Guards::table`] is another one now.
     pub fn follow(&mut self, world: &World, bridge: u32, ports: &[PodPort<'_>], cni: Option<Arc<CniNames>>) -> bool {
         self.note_births(world);
-        let open: BTreeSet<u32> = ports.iter().map(|port| port.ifindex).collect();
-        self.seen.retain(|ifindex, _| open.contains(ifindex));
-        self.settled.retain(|ifindex, _| open.contains(ifindex));
-        self.due.retain(|ifindex| open.contains(ifindex));
+        self.open = ports.iter().map(|port| port.ifindex).collect();
+        self.seen.retain(|ifindex, _| self.open.contains(ifindex));
+        self.settled.retain(|ifindex, _| world.links.contains_key(ifindex));
+        self.due.retain(|ifindex| self.open.contains(ifindex));
         // Where no guard is wanted, pods are left alone.
         if ports.iter().any(|port| self.choice(port, world).0 != GuardChoice::Off) {
-            self.due.extend(open.iter().filter(|ifindex| !self.seen.contains_key(ifindex)));
+            self.due.extend(self.open.iter().filter(|ifindex| !self.seen.contains_key(ifindex)));
             self.look(world);
         } else {
             self.seen.clear();
@@ -166,7 +176,7 @@ impl Guards {
         for (claim, new) in claims.iter().filter_map(|claim| Some((claim, settled.get(&claim.ifindex)?))) {
             tell(claim, new, self.settled.get(&claim.ifindex));
         }
-        self.settled = settled;
+        self.settled.extend(settled);
         let untold = claims.iter().filter(|claim| claim.cni.is_none()).map(|claim| claim.ifindex);
         self.new = untold.filter(|ifindex| self.is_new(*ifindex)).collect();
         let guard =
@@ -236,13 +246,14 @@ impl Guards {
 
     /// The interfaces of the pods that MAC addresses are known to be of, as far as they are guarded.
     pub fn owners(&self) -> BTreeMap<MacAddr, u32> {
-        let guarded = self.settled.iter().filter(|(_, settled)| settled.guard.is_ok());
+        let is_guarded = |(ifindex, settled): &(&u32, &Settled)| self.open.contains(ifindex) && settled.guard.is_ok();
+        let guarded = self.settled.iter().filter(is_guarded);
         guarded.flat_map(|(ifindex, settled)| settled.macs.iter().map(|mac| (*mac, *ifindex))).collect()
     }
 
     /// For `podlane status`; `None` of a port that is no pod's.
     pub fn status(&self, ifindex: u32) -> Option<GuardStatus> {
-        let status = self.settled.get(&ifindex).map(Settled::status)?;
+        let status = self.settled.get(&ifindex).filter(|_| self.open.contains(&ifindex)).map(Settled::status)?;
         if !status.active || !self.new.contains(&ifindex) {
             return Some(status);
         }
@@ -280,6 +291,37 @@ fn tell(claim: &Claim, new: &Settled, old: Option<&Settled>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mirror::world::Link;
+
+    fn pod(ifindex: u32, name: &str) -> (PodPort<'_>, Link) {
+        let port = PodPort { id: PortId(3), ifindex, name };
+        (port, Link { ifindex, name: name.to_owned(), ..Link::default() })
+    }
+
+    fn open(all: GuardChoice) -> Guards {
+        Guards::open(GuardPolicy { all, ..GuardPolicy::default() }).unwrap()
+    }
+
+    #[test]
+    fn a_guard_outlives_its_daemon_and_its_port_and_goes_with_the_interface() {
+        let own = Guard::new([MacAddr::new([2, 0, 0, 0, 0, 1])], [[10, 244, 1, 2].into()]).unwrap().with(false, true);
+        let (port, link) = pod(7, "veth7");
+        let mut world = World::default();
+        world.links.insert(7, link.clone());
+        let mut guards = open(GuardChoice::Cluster);
+        guards.adopt(&[(7, own)]);
+        assert!(guards.follow(&world, 1, &[port], None));
+        assert_eq!(guards.table().get(port.id), Some(&own), "though its own end cannot be looked at");
+        guards.follow(&world, 1, &[], None);
+        assert!(guards.table().get(port.id).is_none() && guards.status(7).is_none() && guards.owners().is_empty());
+        guards.follow(&world, 1, &[port], None);
+        assert_eq!(guards.table().get(port.id), Some(&own));
+        world.links.clear();
+        guards.follow(&world, 1, &[], None);
+        world.links.insert(7, link);
+        guards.follow(&world, 1, &[port], None);
+        assert_eq!(guards.table().get(port.id), None, "another interface");
+    }
 
     #[test]
     fn pods_of_podlanes_plugin_are_known_by_name_and_address_together() {

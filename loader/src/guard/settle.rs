@@ -57,6 +57,18 @@ pub struct Settled {
 }
 
 impl Settled {
+    /// What an earlier daemon settled, as far as its guard tells.
+    pub fn adopted(guard: Guard) -> Self {
+        Settled {
+            choice: if guard.strict { GuardChoice::Strict } else { GuardChoice::Cluster },
+            macs: guard.macs().collect(),
+            addresses: guard.ipv4().map(IpAddr::from).chain(guard.ipv6().map(IpAddr::from)).collect(),
+            refused: Vec::new(),
+            guard: Ok(guard),
+            source: "by an earlier daemon",
+        }
+    }
+
     /// For `podlane status`.
     pub fn status(&self) -> GuardStatus {
         let active = self.guard.is_ok();
@@ -161,26 +173,25 @@ pub fn settle(claims: &[Claim], node: &Node, before: &BTreeMap<u32, Settled>) ->
     let conclude = |claim: &Claim| {
         let (macs, addresses) = (macs.get(&claim.ifindex), addresses.get(&claim.ifindex));
         let refused = refused.get(&claim.ifindex).into_iter().flatten().cloned().collect();
-        let was_guarded = was_guarded(claim, before);
         let settled = conclude(
             claim,
             macs.cloned().unwrap_or_default(),
             addresses.cloned().unwrap_or_default(),
             refused,
-            was_guarded,
+            guard_before(claim, before),
         );
         (claim.ifindex, settled)
     };
     claims.iter().map(conclude).collect()
 }
 
-fn was_guarded(claim: &Claim, before: &BTreeMap<u32, Settled>) -> bool {
-    before.get(&claim.ifindex).is_some_and(|settled| settled.guard.is_ok())
+fn guard_before<'a>(claim: &Claim, before: &'a BTreeMap<u32, Settled>) -> Option<&'a Guard> {
+    before.get(&claim.ifindex)?.guard.as_ref().ok()
 }
 
 /// The ports of which it is known what they have: more than a guard holds is not theirs, and no way out of it.
 fn bound(claims: &[Claim], before: &BTreeMap<u32, Settled>) -> BTreeSet<u32> {
-    let bound = claims.iter().filter(|claim| claim.cni.is_some() || was_guarded(claim, before));
+    let bound = claims.iter().filter(|claim| claim.cni.is_some() || guard_before(claim, before).is_some());
     bound.map(|claim| claim.ifindex).collect()
 }
 
@@ -272,12 +283,16 @@ fn conclude(
     macs: BTreeSet<MacAddr>,
     addresses: BTreeSet<IpAddr>,
     refused: Vec<String>,
-    was_guarded: bool,
+    before: Option<&Guard>,
 ) -> Settled {
     let (by_cni, by_end) = (claim.cni.is_some(), matches!(claim.end, End::Own { .. }));
+    let was_guarded = before.is_some();
+    // Those that were known are kept.
+    let knows_link_local = by_end || before.is_some_and(|guard| guard.link_local);
     let source = match (by_cni, by_end) {
         (true, true) => "by the CNI result and the pod's own interface",
         (true, false) => "by the CNI result",
+        (false, false) if was_guarded => "by what was known before",
         (false, _) => "by the pod's own interface",
     };
     let guard = match &claim.end {
@@ -294,7 +309,7 @@ fn conclude(
             Err("its IP address is not known: the pod has none yet, and no CNI result tells of one".to_owned())
         }
         _ => Guard::new(macs.iter().copied(), addresses.iter().copied())
-            .map(|guard| guard.with(claim.choice == GuardChoice::Strict, by_end))
+            .map(|guard| guard.with(claim.choice == GuardChoice::Strict, knows_link_local))
             .map_err(|error| error.to_string()),
     };
     Settled { choice: claim.choice, macs, addresses, refused, guard, source }
@@ -450,5 +465,9 @@ mod tests {
         assert!(guard.has_mac(mac(1)) && guard.has_mac(mac(4)) && guard.has4([10, 244, 1, 2].into()));
         let gone = settle(&[claim(7, End::Unknown("gone"))], &Node::default(), &before);
         assert_eq!(addresses(&gone, 7), [ip(2)], "a pod that cannot be looked at keeps what it had");
+        assert_eq!(gone[&7].guard, before[&7].guard, "link-local addresses included");
+        let adopted = BTreeMap::from([(7, Settled::adopted(*before[&7].guard.as_ref().unwrap()))]);
+        let next = settle(&[claim(7, behind(&[1], &[2]))], &Node::default(), &adopted);
+        assert_eq!(next[&7].guard, before[&7].guard, "the next daemon goes on");
     }
 }

@@ -113,12 +113,13 @@ fn the_next_loader_goes_on() {
 fn what_an_earlier_writer_left_does_not_stay() {
     test("what_an_earlier_writer_left_does_not_stay", |place| {
         let mut node = Node::over(place.open(), TcKind::Tcx);
-        node.tables.guards = guarding(Guard::new([POD_A], [ip4(1, 10).into()]).unwrap());
+        let own = Guard::new([POD_A], [ip4(1, 10).into()]).unwrap();
+        node.tables.guards = guarding(own);
         for _ in 0..2 {
             node.steering.sync(&node.tables).unwrap();
         }
         node.vouch();
-        replace(&mut node, &place);
+        assert_eq!(replace(&mut node, &place).guards, [(ifindex("host-a"), own)]);
         let none = podlane_dataplane::table::Tables::default();
         // In each copy everything goes that this loader never wrote itself.
         for _ in 0..2 {
