@@ -16,7 +16,7 @@ use podlane_dataplane::{MacAddr, limits};
 use super::ends::End;
 use crate::config::GuardChoice;
 use crate::mirror::World;
-use crate::mirror::world::FdbKind;
+use crate::mirror::world::{AddressKey, FdbKind};
 use crate::status::GuardStatus;
 
 /// Why a pod has no guard unless it is asked for.
@@ -98,8 +98,10 @@ pub struct Node {
 impl Node {
     /// Of the node's own network namespace.
     pub fn of(world: &World, bridge: u32) -> Self {
+        // Every interface has a link-local address; only the bridge's own can be taken from it there.
+        let is_seen = |key: &&AddressKey| key.ifindex == bridge || !is_link_local(&key.local);
         let mut node = Node {
-            addresses: world.addresses.keys().map(|key| key.local).collect(),
+            addresses: world.addresses.keys().filter(is_seen).map(|key| key.local).collect(),
             macs: world.links.get(&bridge).map(|link| link.mac).into_iter().collect(),
             ..Node::default()
         };
@@ -127,7 +129,7 @@ impl Node {
     }
 
     fn refuses(&self, address: IpAddr, macs: &BTreeSet<MacAddr>) -> Option<&'static str> {
-        if self.addresses.contains(&address) && !is_link_local(&address) {
+        if self.addresses.contains(&address) {
             return Some("it is the node's own");
         }
         let elsewhere = self.neighbours.get(&address).is_some_and(|mac| !macs.contains(mac));
@@ -323,6 +325,7 @@ fn has_real(addresses: &[IpAddr]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mirror::world::Address;
 
     fn mac(last: u8) -> MacAddr {
         MacAddr::new([2, 0, 0, 0, 0, last])
@@ -447,6 +450,20 @@ mod tests {
         assert_eq!(settled[&7].macs.iter().copied().collect::<Vec<_>>(), [mac(1)]);
         assert_eq!(addresses(&settled, 7), [ip(2), ip(6)]);
         assert_eq!(settled[&7].refused.len(), 4);
+    }
+
+    #[test]
+    fn the_bridges_link_local_address_is_the_nodes_and_other_interfaces_are_not() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut world = World::default();
+        for (ifindex, text) in [(1, "fe80::1"), (2, "fe80::2"), (2, "192.0.2.1")] {
+            let local = address(text);
+            world.addresses.insert(AddressKey { ifindex, local, network: local.into() }, Address { scope: 0 });
+        }
+        let asked = ["10.244.1.2", "fe80::1", "fe80::2", "192.0.2.1"].map(address);
+        let end = End::Own { macs: [mac(1)].into(), addresses: asked.into(), behind: None };
+        let settled = settle(&[claim(7, end)], &Node::of(&world, 1), &BTreeMap::new());
+        assert_eq!(addresses(&settled, 7), [asked[0], asked[2]]);
     }
 
     /// A bridge or a macvlan in a pod hides who is behind: from the start that is not guarded, but it is no way out of a guard.
