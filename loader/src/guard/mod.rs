@@ -17,6 +17,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use podlane_dataplane::table::{Guard, GuardTable};
 use podlane_dataplane::{MacAddr, PortId};
 
@@ -51,6 +52,8 @@ pub struct GuardPolicy {
     pub all: GuardChoice,
     /// Of single ports, by interface.
     pub ports: BTreeMap<String, GuardChoice>,
+    /// The cluster's networks; empty for the bridge's own.
+    pub cluster: Vec<IpNet>,
 }
 
 /// A pod's open port.
@@ -171,7 +174,8 @@ impl Guards {
             self.due.clear();
         }
         let claims: Vec<Claim> = ports.iter().map(|port| self.claim(port, world, cni.as_deref())).collect();
-        let settled = settle::settle(&claims, &Node::of(world, bridge), &self.settled);
+        let cluster = Some(&self.policy.cluster[..]).filter(|cluster| !cluster.is_empty());
+        let settled = settle::settle(&claims, &Node::of(world, bridge, cluster), &self.settled);
         self.cni = cni;
         for (claim, new) in claims.iter().filter_map(|claim| Some((claim, settled.get(&claim.ifindex)?))) {
             tell(claim, new, self.settled.get(&claim.ifindex));

@@ -5,15 +5,17 @@
 //! so an address that another pod holds can neither be taken by a pod that gives it to itself nor be lost to one. Who asks in
 //! the same round gets it as well: nothing tells whose it is (after a start, without CNI results), and to guess would cut
 //! somebody off. Nobody gets the node's own addresses, or one that a static FDB entry or a permanent neighbour entry says is
-//! elsewhere.
+//! elsewhere; and only a CNI result gives a pod what is not on the bridge's networks, as far as its guard asks for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use podlane_dataplane::table::Guard;
 use podlane_dataplane::{MacAddr, limits};
 
 use super::ends::End;
+use crate::compile::bridge_networks;
 use crate::config::GuardChoice;
 use crate::mirror::World;
 use crate::mirror::world::{AddressKey, FdbKind};
@@ -86,7 +88,13 @@ impl Settled {
 
 /// What no pod may have.
 #[derive(Clone, Debug, Default)]
-pub struct Node {
+pub struct Node<'a> {
+    world: Option<&'a World>,
+    bridge: u32,
+    /// The bridge's own networks.
+    networks: Vec<IpNet>,
+    /// The cluster's.
+    cluster: Vec<IpNet>,
     macs: BTreeSet<MacAddr>,
     addresses: BTreeSet<IpAddr>,
     /// Where static FDB entries say that a MAC address is.
@@ -95,12 +103,17 @@ pub struct Node {
     neighbours: BTreeMap<IpAddr, MacAddr>,
 }
 
-impl Node {
-    /// Of the node's own network namespace.
-    pub fn of(world: &World, bridge: u32) -> Self {
+impl<'a> Node<'a> {
+    /// Of the node's own network namespace, in a cluster of these networks; `None` for the bridge's own.
+    pub fn of(world: &'a World, bridge: u32, cluster: Option<&[IpNet]>) -> Self {
         // Every interface has a link-local address; only the bridge's own can be taken from it there.
         let is_seen = |key: &&AddressKey| key.ifindex == bridge || !is_link_local(&key.local);
+        let networks = bridge_networks(world, bridge);
         let mut node = Node {
+            world: Some(world),
+            bridge,
+            cluster: cluster.map_or_else(|| networks.clone(), <[_]>::to_vec),
+            networks,
             addresses: world.addresses.keys().filter(is_seen).map(|key| key.local).collect(),
             macs: world.links.get(&bridge).map(|link| link.mac).into_iter().collect(),
             ..Node::default()
@@ -135,6 +148,32 @@ impl Node {
         let elsewhere = self.neighbours.get(&address).is_some_and(|mac| !macs.contains(mac));
         elsewhere.then_some("a permanent neighbour entry says that it is elsewhere")
     }
+
+    /// The same for what a pod gives itself: other nodes' pods and networks are not to be had here. With a guard that lets
+    /// what is outside of the cluster through, that does not matter; and a bridge without networks tells nothing.
+    fn refuses_wish(&self, address: IpAddr, claim: &Claim) -> Option<&'static str> {
+        let strict = claim.choice == GuardChoice::Strict;
+        if is_link_local(&address) {
+            return None;
+        }
+        if strict && has_real(&cni_addresses(claim)) && !cni_addresses(claim).contains(&address) {
+            return Some("the CNI result does not tell of it");
+        }
+        let mut own = self.networks.iter().filter(|network| network.addr().is_ipv4() == address.is_ipv4()).peekable();
+        if own.peek().is_none() || own.any(|network| network.contains(&address)) {
+            return None;
+        }
+        let matters = strict || self.cluster.iter().any(|network| network.contains(&address));
+        (matters && !self.leads_to_bridge(address)).then_some("it is not on the bridge's networks")
+    }
+
+    /// Whether a route says so that is not for everything else.
+    fn leads_to_bridge(&self, address: IpAddr) -> bool {
+        let found = self.world.and_then(|world| world.route_to(address));
+        found.is_some_and(|(network, routes)| {
+            network.prefix_len() > 0 && routes.iter().any(|route| route.uses(self.bridge))
+        })
+    }
 }
 
 fn is_link_local(address: &IpAddr) -> bool {
@@ -153,12 +192,12 @@ enum Round {
 }
 
 /// Settles all claims. `before` is what was settled last.
-pub fn settle(claims: &[Claim], node: &Node, before: &BTreeMap<u32, Settled>) -> BTreeMap<u32, Settled> {
+pub fn settle(claims: &[Claim], node: &Node<'_>, before: &BTreeMap<u32, Settled>) -> BTreeMap<u32, Settled> {
     let bound = bound(claims, before);
-    let names: BTreeMap<u32, &str> = claims.iter().map(|claim| (claim.ifindex, claim.name.as_str())).collect();
+    let ports: BTreeMap<u32, &Claim> = claims.iter().map(|claim| (claim.ifindex, claim)).collect();
     let mut refused: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
     let held_macs = |settled: &Settled| settled.macs.clone();
-    let refuses_mac = |mac: MacAddr, ifindex| node.refuses_mac(mac, ifindex);
+    let refuses_mac = |_, mac: MacAddr, ifindex| node.refuses_mac(mac, ifindex);
     let mac_fits =
         |ifindex, own: &BTreeSet<MacAddr>, _: MacAddr| !bound.contains(&ifindex) || own.len() < limits::MAX_GUARD_MACS;
     let address_fits = |ifindex, own: &BTreeSet<IpAddr>, wish: IpAddr| {
@@ -166,12 +205,21 @@ pub fn settle(claims: &[Claim], node: &Node, before: &BTreeMap<u32, Settled>) ->
         !bound.contains(&ifindex) || of_family.count() < limits::MAX_GUARD_ADDRESSES
     };
     let rounds = rounds(claims, before, own_macs, cni_macs, held_macs);
-    let macs = distribute(rounds, &names, (refuses_mac, mac_fits), &mut refused);
+    let macs = distribute(rounds, &ports, (refuses_mac, mac_fits), &mut refused);
     let none = BTreeSet::new();
     let held_addresses = |settled: &Settled| settled.addresses.clone();
-    let refuses = |address: IpAddr, ifindex: u32| node.refuses(address, macs.get(&ifindex).unwrap_or(&none));
+    let refuses = |round: Round, address: IpAddr, ifindex: u32| {
+        let refused = node.refuses(address, macs.get(&ifindex).unwrap_or(&none));
+        let claim = ports.get(&ifindex).filter(|claim| match round {
+            Round::Given => false,
+            // A CNI result may have given it, which is read some time after a start.
+            Round::Kept => claim.cni.is_some() || before.get(&ifindex).is_none_or(|old| old.choice != claim.choice),
+            Round::Left => true,
+        });
+        refused.or_else(|| node.refuses_wish(address, claim?))
+    };
     let rounds = self::rounds(claims, before, own_addresses, cni_addresses, held_addresses);
-    let addresses = distribute(rounds, &names, (refuses, address_fits), &mut refused);
+    let addresses = distribute(rounds, &ports, (refuses, address_fits), &mut refused);
     let conclude = |claim: &Claim| {
         let (macs, addresses) = (macs.get(&claim.ifindex), addresses.get(&claim.ifindex));
         let refused = refused.get(&claim.ifindex).into_iter().flatten().cloned().collect();
@@ -247,8 +295,8 @@ fn rounds<T: Copy + Ord>(
 /// Gives each thing to those who ask for it in the first round in which anybody does; the others are told so.
 fn distribute<T: Copy + Ord + ToString>(
     wishes: Wishes<T>,
-    names: &BTreeMap<u32, &str>,
-    (refuses, fits): (impl Fn(T, u32) -> Option<&'static str>, impl Fn(u32, &BTreeSet<T>, T) -> bool),
+    ports: &BTreeMap<u32, &Claim>,
+    (refuses, fits): (impl Fn(Round, T, u32) -> Option<&'static str>, impl Fn(u32, &BTreeSet<T>, T) -> bool),
     refused: &mut BTreeMap<u32, BTreeSet<String>>,
 ) -> BTreeMap<u32, BTreeSet<T>> {
     let mut owners: BTreeMap<T, (Round, u32)> = BTreeMap::new();
@@ -257,12 +305,12 @@ fn distribute<T: Copy + Ord + ToString>(
         let mut refuse = |why: &str| {
             refused.entry(ifindex).or_default().insert(format!("{}: {why}", wish.to_string()));
         };
-        if let Some(why) = refuses(wish, ifindex) {
-            refuse(why);
-            continue;
-        }
         let own = given.entry(ifindex).or_default();
         if own.contains(&wish) {
+            continue;
+        }
+        if let Some(why) = refuses(round, wish, ifindex) {
+            refuse(why);
             continue;
         }
         if !fits(ifindex, own, wish) {
@@ -273,7 +321,7 @@ fn distribute<T: Copy + Ord + ToString>(
         if decided == round {
             own.insert(wish);
         } else {
-            refuse(&format!("{} has it", names.get(&owner).unwrap_or(&"another port")));
+            refuse(&format!("{} has it", ports.get(&owner).map_or("another port", |claim| &claim.name)));
         }
     }
     given
@@ -325,7 +373,7 @@ fn has_real(addresses: &[IpAddr]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mirror::world::Address;
+    use crate::mirror::world::{Address, RouteKey, TABLE_MAIN};
 
     fn mac(last: u8) -> MacAddr {
         MacAddr::new([2, 0, 0, 0, 0, last])
@@ -341,6 +389,10 @@ mod tests {
             addresses: addresses.iter().copied().map(ip).collect(),
             behind: None,
         }
+    }
+
+    fn own_end(addresses: &[IpAddr]) -> End {
+        End::Own { macs: [mac(1)].into(), addresses: addresses.iter().copied().collect(), behind: None }
     }
 
     fn claim(ifindex: u32, end: End) -> Claim {
@@ -445,6 +497,7 @@ mod tests {
             addresses: [ip(1)].into(),
             stations: [(mac(8), 99), (mac(1), 7)].into(),
             neighbours: [(ip(5), mac(77)), (ip(6), mac(1))].into(),
+            ..Node::default()
         };
         let settled = settle(&[claim(7, own(&[1, 8, 9], &[1, 2, 5, 6]))], &node, &BTreeMap::new());
         assert_eq!(settled[&7].macs.iter().copied().collect::<Vec<_>>(), [mac(1)]);
@@ -461,9 +514,48 @@ mod tests {
             world.addresses.insert(AddressKey { ifindex, local, network: local.into() }, Address { scope: 0 });
         }
         let asked = ["10.244.1.2", "fe80::1", "fe80::2", "192.0.2.1"].map(address);
-        let end = End::Own { macs: [mac(1)].into(), addresses: asked.into(), behind: None };
-        let settled = settle(&[claim(7, end)], &Node::of(&world, 1), &BTreeMap::new());
+        let settled = settle(&[claim(7, own_end(&asked))], &Node::of(&world, 1, None), &BTreeMap::new());
         assert_eq!(addresses(&settled, 7), [asked[0], asked[2]]);
+    }
+
+    /// A node whose bridge 1 has 10.244.1.0/24 and is told of 10.244.8.0/24, among others of 10.244.0.0/16.
+    fn cluster_world() -> World {
+        let mut world = World::default();
+        let key = AddressKey { ifindex: 1, local: ip(1), network: "10.244.1.0/24".parse().unwrap() };
+        world.addresses.insert(key, Address { scope: 0 });
+        for (network, oif) in [("0.0.0.0/0", 2), ("10.244.2.0/24", 2), ("10.244.1.0/24", 1), ("10.244.8.0/24", 1)] {
+            let (destination, source) = (network.parse().unwrap(), "0.0.0.0/0".parse().unwrap());
+            let key = RouteKey { table: TABLE_MAIN, destination, tos: 0, priority: 0, source };
+            world.routes4.insert(key, vec![crate::mirror::world::tests::route(oif)]);
+        }
+        world
+    }
+
+    #[test]
+    fn a_pod_cannot_give_itself_what_is_on_another_node() {
+        let (world, cluster) = (cluster_world(), ["10.244.0.0/16".parse().unwrap()]);
+        let node = Node::of(&world, 1, Some(&cluster));
+        let asked = ["10.244.1.2", "10.244.2.2", "10.244.3.2", "10.244.8.2", "8.8.8.8"].map(|ip| ip.parse().unwrap());
+        let wish = |choice, cni: Option<&[IpAddr]>| {
+            let end = own_end(&asked);
+            let cni = cni.map(|addresses| (vec![mac(1)], addresses.to_vec()));
+            settle(&[Claim { choice, cni, ..claim(7, end) }], &node, &BTreeMap::new())
+        };
+        let [own, other, unrouted, routed, outside] = asked;
+        let given = wish(GuardChoice::Cluster, None);
+        assert_eq!(addresses(&given, 7), [outside, own, routed]);
+        assert_eq!(given[&7].refused[0], format!("{other}: it is not on the bridge's networks"));
+        assert_eq!(addresses(&wish(GuardChoice::Strict, None), 7), [own, routed]);
+        assert_eq!(addresses(&wish(GuardChoice::Cluster, Some(&[unrouted])), 7), [outside, own, unrouted, routed]);
+        assert_eq!(addresses(&wish(GuardChoice::Strict, Some(&[own, other])), 7), [own, other]);
+        let before = wish(GuardChoice::Cluster, Some(&[other]));
+        let kept = settle(&[claim(7, own_end(&asked))], &node, &before);
+        assert!(addresses(&kept, 7).contains(&other), "the CNI result may not be read yet");
+        let strict = Claim { choice: GuardChoice::Strict, ..claim(7, own_end(&asked)) };
+        assert_eq!(addresses(&settle(&[strict], &node, &before), 7), [own, routed]);
+        let bare = Node::of(&world, 5, Some(&cluster));
+        let given = settle(&[claim(7, own_end(&asked))], &bare, &BTreeMap::new());
+        assert!(given[&7].refused.is_empty(), "a bridge without networks tells nothing");
     }
 
     /// A bridge or a macvlan in a pod hides who is behind: from the start that is not guarded, but it is no way out of a guard.
