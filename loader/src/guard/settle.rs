@@ -249,8 +249,18 @@ fn cni_macs(claim: &Claim) -> Vec<MacAddr> {
     claim.cni.as_ref().map(|(macs, _)| macs.clone()).unwrap_or_default()
 }
 
+/// With those that the kernel makes of the MAC addresses: no CNI result tells of them, and they are easily foretold.
 fn cni_addresses(claim: &Claim) -> Vec<IpAddr> {
-    claim.cni.as_ref().map(|(_, addresses)| addresses.clone()).unwrap_or_default()
+    let Some((macs, addresses)) = &claim.cni else { return Vec::new() };
+    let macs = macs.iter().filter(|mac| mac.is_station()).take(limits::MAX_GUARD_MACS);
+    addresses.iter().copied().chain(macs.map(|mac| link_local_of(*mac))).collect()
+}
+
+/// The link-local address with the modified EUI-64 of a MAC address (RFC 4291, appendix A).
+fn link_local_of(mac: MacAddr) -> IpAddr {
+    let [a, b, c, d, e, f] = mac.octets();
+    let [high, low] = [[a ^ 2, b, c, 0xff], [0xfe, d, e, f]].map(u32::from_be_bytes);
+    IpAddr::from((0xfe80_u128 << 112 | u128::from(high) << 32 | u128::from(low)).to_be_bytes())
 }
 
 fn own_macs(claim: &Claim) -> Vec<MacAddr> {
@@ -463,7 +473,8 @@ mod tests {
         assert_eq!(again, settled, "and keeps it");
         let told = Claim { cni: Some((vec![mac(2)], vec![ip(3)])), ..claims[1].clone() };
         let settled = settle(&[claims[0].clone(), told], &Node::default(), &settled);
-        assert_eq!((addresses(&settled, 7), addresses(&settled, 8)), (vec![ip(2)], vec![ip(3)]), "until it is told");
+        assert_eq!(addresses(&settled, 7), [ip(2)], "until it is told");
+        assert!(addresses(&settled, 8).contains(&ip(3)));
     }
 
     #[test]
@@ -478,7 +489,7 @@ mod tests {
         let settled = first(&[claim(7, own(&[2], &[3])), victim]);
         let guard = settled[&7].guard.as_ref().unwrap();
         assert_eq!((guard.macs().count(), guard.ipv4().count()), (0, 0));
-        assert_eq!(addresses(&settled, 8), [ip(3)]);
+        assert!(addresses(&settled, 8).contains(&ip(3)));
     }
 
     #[test]
@@ -486,8 +497,8 @@ mod tests {
         let before = first(&[claim(7, own(&[1], &[2, 3]))]);
         let victim = Claim { cni: Some((vec![mac(2)], vec![ip(3)])), ..claim(8, End::Unknown("")) };
         let settled = settle(&[claim(7, own(&[1], &[2, 3])), victim], &Node::default(), &before);
-        assert_eq!((addresses(&settled, 7), addresses(&settled, 8)), (vec![ip(2)], vec![ip(3)]));
-        assert!(!settled[&8].guard.as_ref().unwrap().link_local, "its link-local address is not known");
+        assert_eq!((addresses(&settled, 7), addresses(&settled, 8)), (vec![ip(2)], vec![ip(3), link_local_of(mac(2))]));
+        assert!(!settled[&8].guard.as_ref().unwrap().link_local, "it may have others, which nobody tells of");
     }
 
     #[test]
@@ -532,6 +543,19 @@ mod tests {
     }
 
     #[test]
+    fn the_link_local_address_of_a_mac_address_comes_with_the_cni_result() {
+        let made = link_local_of("0a:58:0a:f4:01:05".parse().unwrap());
+        assert_eq!(made, "fe80::858:aff:fef4:105".parse::<IpAddr>().unwrap());
+        let squatted = link_local_of(mac(2));
+        let squatter = claim(7, own_end(&[ip(2), squatted]));
+        let before = first(std::slice::from_ref(&squatter));
+        assert!(before[&7].addresses.contains(&squatted), "nobody has it yet");
+        let new = Claim { cni: Some((vec![mac(2)], vec![ip(3)])), ..claim(8, own(&[2], &[3])) };
+        let settled = settle(&[squatter, new], &Node::default(), &before);
+        assert_eq!((addresses(&settled, 7), addresses(&settled, 8)), (vec![ip(2)], vec![ip(3), squatted]));
+    }
+
+    #[test]
     fn a_pod_cannot_give_itself_what_is_on_another_node() {
         let (world, cluster) = (cluster_world(), ["10.244.0.0/16".parse().unwrap()]);
         let node = Node::of(&world, 1, Some(&cluster));
@@ -542,6 +566,9 @@ mod tests {
             settle(&[Claim { choice, cni, ..claim(7, end) }], &node, &BTreeMap::new())
         };
         let [own, other, unrouted, routed, outside] = asked;
+        let addresses = |settled: &BTreeMap<u32, Settled>, ifindex| -> Vec<IpAddr> {
+            super::tests::addresses(settled, ifindex).into_iter().filter(IpAddr::is_ipv4).collect()
+        };
         let given = wish(GuardChoice::Cluster, None);
         assert_eq!(addresses(&given, 7), [outside, own, routed]);
         assert_eq!(given[&7].refused[0], format!("{other}: it is not on the bridge's networks"));
