@@ -15,6 +15,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
 use podlane_dataplane::MacAddr;
 
+use super::settle::is_link_local;
 use crate::mirror::socket::{self, NetlinkError, RequestSocket, failed};
 use crate::mirror::world::Link;
 
@@ -35,9 +36,13 @@ pub enum End {
 }
 
 impl End {
-    /// Whether what the pod was known to have before stays its own: the end tells less than it did.
+    /// Whether what the pod was known to have before stays its own: the end tells less than it did. Sandboxes with a network
+    /// stack of their own (gVisor) take the addresses off the interface that they send through.
     pub(super) fn keeps(&self) -> bool {
-        matches!(self, End::Unknown(_) | End::Own { behind: Some(_), .. })
+        match self {
+            End::Unknown(_) | End::Own { behind: Some(_), .. } => true,
+            End::Own { addresses, .. } => !addresses.iter().any(|address| !is_link_local(address)),
+        }
     }
 
     /// Why nothing is known.

@@ -176,7 +176,7 @@ impl<'a> Node<'a> {
     }
 }
 
-fn is_link_local(address: &IpAddr) -> bool {
+pub(super) fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
@@ -291,8 +291,8 @@ fn rounds<T: Copy + Ord>(
         move |wish| (round, ifindex, wish)
     };
     let given = claims.iter().flat_map(|claim| cni(claim).into_iter().map(asks(Round::Given, claim)));
-    // A pod whose end cannot be read any more, or that has put something between itself and its end, keeps what it had: such
-    // a pod says nothing of what is behind.
+    // A pod whose end cannot be read any more, that has put something between itself and its end, or that has taken all
+    // addresses off it, keeps what it had: such a pod says nothing of what is behind.
     let kept = claims.iter().flat_map(|claim| {
         let (held, own) = (held(claim), own(claim));
         let all = claim.end.keeps();
@@ -540,6 +540,20 @@ mod tests {
             world.routes4.insert(key, vec![crate::mirror::world::tests::route(oif)]);
         }
         world
+    }
+
+    #[test]
+    fn a_pod_that_takes_its_addresses_off_its_interface_keeps_them() {
+        let link_local = link_local_of(mac(1));
+        let before = first(&[claim(7, own_end(&[ip(2), link_local]))]);
+        for left in [&[][..], &[link_local]] {
+            let taken_off = [claim(7, own_end(left))];
+            let settled = settle(&taken_off, &Node::default(), &before);
+            assert_eq!(addresses(&settled, 7), [ip(2), link_local]);
+            assert!(settled[&7].guard.as_ref().unwrap().has4([10, 244, 1, 2].into()));
+            let again = settle(&[claim(7, own_end(&[ip(3)]))], &Node::default(), &settled);
+            assert_eq!(addresses(&again, 7), [ip(3)], "until it has others there");
+        }
     }
 
     #[test]
