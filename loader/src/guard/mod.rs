@@ -31,6 +31,8 @@ use settle::{Claim, Node, Settled};
 
 /// Ports whose pods are looked at in one go, which takes some milliseconds.
 const SWEEP: usize = 64;
+/// How long one go looks at pods that it has seen before: those with as much as is looked at take longer.
+const TURN: Duration = Duration::from_millis(20);
 /// The least pause between two goes.
 const PAUSE: Duration = Duration::from_millis(20);
 /// A pause is so many times as long as the go before it, so that a pod that changes its addresses all the time keeps nobody
@@ -216,6 +218,10 @@ impl Guards {
         let now = self.due.iter().copied().filter(|ifindex| !pauses || !self.seen.contains_key(ifindex));
         let some: Vec<u32> = now.take(SWEEP).collect();
         for ifindex in &some {
+            // Those that are known can wait.
+            if begin.elapsed() > TURN && self.seen.contains_key(ifindex) {
+                continue;
+            }
             self.due.remove(ifindex);
             let end = world.links.get(ifindex).map_or(End::Unknown("the interface is gone"), |link| self.ends.of(link));
             self.seen.insert(*ifindex, end);
@@ -276,10 +282,10 @@ fn is_by_plugin(name: &str, mac: MacAddr) -> bool {
 
 /// Logs what changed for one port.
 fn tell(claim: &Claim, new: &Settled, old: Option<&Settled>) {
-    if old.is_none_or(|old| old.refused != new.refused) {
-        for refused in &new.refused {
-            tracing::warn!(interface = claim.name, reason = refused, "a pod has an address that it may not send from");
-        }
+    // One event for the pod, whose text is no part of what the log tells one complaint from another by: a pod chooses it.
+    if !new.refused.is_empty() && old.is_none_or(|old| old.refused != new.refused) {
+        let addresses = new.refused.join("; ");
+        tracing::warn!(interface = claim.name, addresses, "a pod has addresses that it may not send from");
     }
     let reason = |settled: &Settled| settled.guard.as_ref().err().cloned();
     match (old.map(reason), reason(new)) {

@@ -14,13 +14,15 @@ use ipnet::IpNet;
 use podlane_dataplane::table::Guard;
 use podlane_dataplane::{MacAddr, limits};
 
-use super::ends::End;
+use super::ends::{End, MOST};
 use crate::compile::bridge_networks;
 use crate::config::GuardChoice;
 use crate::mirror::World;
 use crate::mirror::world::{AddressKey, FdbKind};
 use crate::status::GuardStatus;
 
+/// Addresses of which is told why a pod may not have them: it chooses how many there are.
+const MOST_TOLD: usize = 8;
 /// Why a pod has no guard unless it is asked for.
 const NOT_OURS: &str = "`source_guard` is `auto`, and another network plugin connected the pod";
 
@@ -222,7 +224,7 @@ pub fn settle(claims: &[Claim], node: &Node<'_>, before: &BTreeMap<u32, Settled>
     let addresses = distribute(rounds, &ports, (refuses, address_fits), &mut refused);
     let conclude = |claim: &Claim| {
         let (macs, addresses) = (macs.get(&claim.ifindex), addresses.get(&claim.ifindex));
-        let refused = refused.get(&claim.ifindex).into_iter().flatten().cloned().collect();
+        let refused = told(refused.remove(&claim.ifindex).unwrap_or_default(), &claim.end);
         let settled = conclude(
             claim,
             macs.cloned().unwrap_or_default(),
@@ -375,6 +377,21 @@ fn conclude(
     Settled { choice: claim.choice, macs, addresses, refused, guard, source }
 }
 
+/// What is told of addresses that a pod has and may not have.
+fn told(refused: BTreeSet<String>, end: &End) -> Vec<String> {
+    let beyond = refused.len().saturating_sub(MOST_TOLD);
+    let mut told: Vec<String> = refused.into_iter().take(MOST_TOLD).collect();
+    if beyond > 0 {
+        told.push(format!("{beyond} more"));
+    }
+    if matches!(end, End::Own { more: true, .. }) {
+        told.push(format!(
+            "others still: it has more than {MOST} addresses of a family, of which no more are looked at"
+        ));
+    }
+    told
+}
+
 /// Whether there is an address among them that others would send to.
 fn has_real(addresses: &[IpAddr]) -> bool {
     addresses.iter().any(|address| !is_link_local(address))
@@ -397,12 +414,13 @@ mod tests {
         End::Own {
             macs: macs.iter().copied().map(mac).collect(),
             addresses: addresses.iter().copied().map(ip).collect(),
+            more: false,
             behind: None,
         }
     }
 
     fn own_end(addresses: &[IpAddr]) -> End {
-        End::Own { macs: [mac(1)].into(), addresses: addresses.iter().copied().collect(), behind: None }
+        End::Own { macs: [mac(1)].into(), addresses: addresses.iter().copied().collect(), more: false, behind: None }
     }
 
     fn claim(ifindex: u32, end: End) -> Claim {
@@ -457,7 +475,8 @@ mod tests {
         let settled = settle(&[claim(7, own(&[1], &many))], &Node::default(), &before);
         let guard = settled[&7].guard.as_ref().unwrap();
         assert!(guard.has4([10, 244, 1, 33].into()), "what it had before comes first");
-        assert_eq!((guard.ipv4().count(), settled[&7].refused.len()), (limits::MAX_GUARD_ADDRESSES, 30));
+        assert_eq!((guard.ipv4().count(), settled[&7].refused.len()), (limits::MAX_GUARD_ADDRESSES, MOST_TOLD + 1));
+        assert_eq!(settled[&7].refused[MOST_TOLD], "22 more");
         let told = Claim { cni: Some((vec![mac(1)], vec![ip(39)])), ..claim(7, own(&[1], &many)) };
         let settled = first(&[told]);
         assert!(settled[&7].guard.as_ref().unwrap().has4([10, 244, 1, 39].into()), "and what root gave it");
@@ -543,6 +562,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_with_more_addresses_than_are_looked_at_keeps_what_it_had() {
+        let before = first(&[claim(7, own(&[1], &[2]))]);
+        let many: Vec<u8> = (10..74).collect();
+        let End::Own { macs, addresses: some, .. } = own(&[1], &many) else { unreachable!() };
+        let end = End::Own { macs, addresses: some, more: true, behind: None };
+        let settled = settle(&[claim(7, end)], &Node::default(), &before);
+        assert!(addresses(&settled, 7).contains(&ip(2)), "which may be among those that were not seen");
+        assert!(settled[&7].refused.last().is_some_and(|told| told.contains("more than 64 addresses")));
+        assert!(settled[&7].refused.len() <= MOST_TOLD + 2);
+    }
+
+    #[test]
     fn a_pod_that_takes_its_addresses_off_its_interface_keeps_them() {
         let link_local = link_local_of(mac(1));
         let before = first(&[claim(7, own_end(&[ip(2), link_local]))]);
@@ -603,8 +634,8 @@ mod tests {
     #[test]
     fn a_guard_is_not_shaken_off_by_putting_something_in_front() {
         let behind = |macs: &[u8], addresses: &[u8]| match own(macs, addresses) {
-            End::Own { macs, addresses, .. } => {
-                End::Own { macs, addresses, behind: Some("its interface is a member of br0 in there".to_owned()) }
+            End::Own { macs, addresses, more, .. } => {
+                End::Own { macs, addresses, more, behind: Some("its interface is a member of br0 in there".to_owned()) }
             }
             end => end,
         };
