@@ -261,6 +261,18 @@ impl Guards {
         guarded.flat_map(|(ifindex, settled)| settled.macs.iter().map(|mac| (*mac, *ifindex))).collect()
     }
 
+    /// A sentence for `podlane status`, if pods may do what nobody may have thought of.
+    pub fn note(&self) -> Option<&'static str> {
+        let is_narrow = |ifindex| {
+            let settled = self.settled.get(ifindex);
+            settled.is_some_and(|settled| settled.choice == GuardChoice::Cluster && settled.guard.is_ok())
+        };
+        (self.policy.cluster.is_empty() && self.open.iter().any(is_narrow)).then_some(
+            "`cluster_cidrs` is not set, so the source guard takes the node's own pod subnets for the cluster: a pod that is \
+             guarded with `cluster` may send from the addresses of pods on other nodes.",
+        )
+    }
+
     /// For `podlane status`; `None` of a port that is no pod's.
     pub fn status(&self, ifindex: u32) -> Option<GuardStatus> {
         let status = self.settled.get(&ifindex).filter(|_| self.open.contains(&ifindex)).map(Settled::status)?;
@@ -331,6 +343,25 @@ mod tests {
         world.links.insert(7, link);
         guards.follow(&world, 1, &[port], None);
         assert_eq!(guards.table().get(port.id), None, "another interface");
+    }
+
+    #[test]
+    fn a_guard_of_a_cluster_that_nobody_named_is_noted() {
+        let own = Guard::new([MacAddr::new([2, 0, 0, 0, 0, 1])], [[10, 244, 1, 2].into()]).unwrap();
+        let (port, link) = pod(7, "veth7");
+        let mut world = World::default();
+        world.links.insert(7, link);
+        let mut guards = open(GuardChoice::Cluster);
+        guards.adopt(&[(7, own)]);
+        assert!(guards.note().is_none(), "no port is open");
+        guards.follow(&world, 1, &[port], None);
+        assert!(guards.note().is_some_and(|note| note.contains("pods on other nodes")));
+        let named = vec!["10.244.0.0/16".parse().unwrap()];
+        guards.wish_for(GuardPolicy { all: GuardChoice::Cluster, cluster: named, ..GuardPolicy::default() });
+        assert!(guards.note().is_none());
+        guards.wish_for(GuardPolicy { all: GuardChoice::Strict, ..GuardPolicy::default() });
+        guards.follow(&world, 1, &[port], None);
+        assert!(guards.note().is_none(), "a strict guard asks for no cluster");
     }
 
     #[test]
