@@ -333,10 +333,11 @@ impl Daemon {
         let mut carried = Carried::open(instance);
         let large = Large::open(config.large, instance)?;
         let rules = Watch::start()?;
-        let guards = Guards::open(reload::guard_policy(&config))?;
+        let mut guards = Guards::open(reload::guard_policy(&config))?;
         let bridge = mirror.world().link_named(config.bridge.as_str());
         let bridge = bridge.filter(|link| link.kind == LinkKind::Bridge).map(|link| link.ifindex);
         let adopted = steering.adopt()?;
+        guards.adopt(&adopted.guards);
         let remembered = adopted.ports.clone();
         count_between(&mut steering, &mut carried, mirror.world(), &remembered)?;
         survival.adopted(adopted);

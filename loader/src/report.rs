@@ -80,6 +80,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
     notes.extend(daemon.carried.note());
     notes.extend(daemon.survival.notes());
     notes.extend(daemon.notes.iter().cloned());
+    notes.extend(daemon.guards.note().map(str::to_owned));
     notes.extend(learn_note(daemon.learn_refused));
     let audited = engine.filter(|_| audit);
     let frames = audited.map(count_frames).unwrap_or_default();

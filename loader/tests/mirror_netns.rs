@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use podlane::compile::{Compiler, Input, PortAssignment, PortWish, compile, host_port_mtu, wanted_ports};
+use podlane::guard::ends::{End, Ends, MOST};
 use podlane::kernel::{HostPortNames, Kernel, KernelError, read_switches};
 use podlane::mirror::world::{FdbKey, FdbKind, NeighbourKey, NudState, PortState};
 use podlane::mirror::{Changes, Mirror, World};
@@ -712,5 +713,40 @@ fn switches_are_read_in_the_thread_s_namespace() {
         let on = read_switches(["cbr0"]);
         assert!(on.ipv4_off.is_empty() && on.ipv6_off.is_empty());
         assert_eq!(on.ipv6_mtu["cbr0"], 1300);
+    });
+}
+
+/// What a pod has made without bound is looked at with one.
+#[test]
+fn pods_ends_are_looked_at_as_far_as_is_said() {
+    in_namespace("pods_ends_are_looked_at_as_far_as_is_said", || {
+        let peer = Peer::new();
+        run("ip link add name end type veth peer name host");
+        peer.take("end");
+        let looked = |ends: &mut Ends| ends.of(opened().world().link_named("host").unwrap());
+        let mut ends = Ends::open().unwrap();
+        let told = |end: End| match end {
+            End::Own { addresses, more, behind, .. } => (addresses.len(), more, behind),
+            End::Unknown(why) => panic!("{why}"),
+        };
+        assert_eq!(told(looked(&mut ends)), (0, false, None));
+        peer.inside(|| {
+            run("ip link set end up");
+            let addresses = (1..=300).map(|number| format!("address add fd00::{number:x}/64 dev end nodad"));
+            batch(&["ip"], addresses.chain((1..=64).map(|number| format!("address add 10.1.0.{number}/24 dev end"))));
+        });
+        assert_eq!(told(looked(&mut ends)), (2 * MOST, true, None));
+        // Before another end in there come more interfaces than are looked at.
+        peer.inside(|| batch(&["ip"], (0..MOST).map(|number| format!("link add name d{number} type bridge"))));
+        run("ip link add name late type veth peer name host2");
+        peer.take("late");
+        peer.inside(|| run("ip address add 10.2.0.7/24 dev late"));
+        let mut looked = || told(ends.of(opened().world().link_named("host2").unwrap()));
+        assert_eq!(looked(), (1, false, Some(format!("there are more than {MOST} interfaces in there"))));
+        peer.inside(|| {
+            run("ip link add name br0 type bridge");
+            run("ip link set late master br0");
+        });
+        assert!(looked().2.is_some_and(|why| why.contains("is a member of")));
     });
 }

@@ -2,6 +2,7 @@
 //! and its CNI plugin share it.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -96,6 +97,7 @@ pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (NetlinkHeaderView, &[
 /// The socket.
 #[derive(Debug)]
 pub struct RequestSocket {
+    protocol: isize,
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
@@ -104,17 +106,8 @@ pub struct RequestSocket {
 impl RequestSocket {
     /// Opens one for `protocol` (`NETLINK_ROUTE`, …) in the calling thread's network namespace.
     pub fn open(protocol: isize) -> Result<Self, NetlinkError> {
-        let mut socket = Socket::new(protocol).map_err(failed("opening a socket"))?;
-        socket.bind_auto().map_err(failed("binding a socket"))?;
-        socket.connect(&SocketAddr::new(0, 0)).map_err(failed("connecting a socket to the kernel"))?;
-        // Both are comforts: the kernel's own sentences on errors, and exact checks of requests.
-        let _ = socket.set_ext_ack(true);
-        let _ = socket.set_cap_ack(true);
-        let _ = socket.set_netlink_get_strict_chk(true);
-        let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
-        setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &patience)
-            .map_err(|errno| failed("setting a timeout")(errno.into()))?;
-        Ok(RequestSocket { socket, sequence: 0, buffer: vec![0; BUFFER] })
+        let socket = connected(protocol)?;
+        Ok(RequestSocket { protocol, socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
     /// Sends a request and waits for its acknowledgement. `action` completes "the kernel refused to …".
@@ -125,7 +118,7 @@ impl RequestSocket {
     /// The same for a message that is bytes already: 16 bytes of header, of which length, flags and sequence number are
     /// filled in here, and the payload.
     pub fn request_bytes(&mut self, bytes: &[u8], flags: u16, action: &str) -> Result<(), NetlinkError> {
-        self.transact(bytes, flags | NLM_F_ACK, action, |_, _| ()).map(|_| ())
+        self.transact(bytes, flags | NLM_F_ACK, action, |_, _| ControlFlow::Continue(())).map(|_| ())
     }
 
     /// Sends a dump request and hands every message of the answer to `each`. True: the kernel says that the picture is
@@ -136,7 +129,7 @@ impl RequestSocket {
         action: &str,
         each: impl FnMut(NetlinkHeaderView, &[u8]),
     ) -> Result<bool, NetlinkError> {
-        self.transact(&emit(message), NLM_F_DUMP, action, each)
+        self.transact(&emit(message), NLM_F_DUMP, action, always(each))
     }
 
     /// The same for a message that is bytes already, as [`RequestSocket::request_bytes`] wants them.
@@ -146,7 +139,24 @@ impl RequestSocket {
         action: &str,
         each: impl FnMut(NetlinkHeaderView, &[u8]),
     ) -> Result<bool, NetlinkError> {
-        self.transact(bytes, NLM_F_DUMP, action, each)
+        self.transact(bytes, NLM_F_DUMP, action, always(each))
+    }
+
+    /// The same as far as `each` wants to hear, for what others can make as long as they like; the kernel does not list the
+    /// rest. True: it wanted to hear all.
+    pub fn dump_bytes_until(
+        &mut self,
+        bytes: &[u8],
+        action: &str,
+        mut each: impl FnMut(NetlinkHeaderView, &[u8]) -> ControlFlow<()>,
+    ) -> Result<bool, NetlinkError> {
+        let mut all = true;
+        self.transact(bytes, NLM_F_DUMP, action, |header, payload| {
+            let wish = each(header, payload);
+            all &= wish.is_continue();
+            wish
+        })?;
+        Ok(all)
     }
 
     /// Sends a request for one object and hands it to `each`.
@@ -156,7 +166,7 @@ impl RequestSocket {
         action: &str,
         each: impl FnMut(NetlinkHeaderView, &[u8]),
     ) -> Result<(), NetlinkError> {
-        self.transact(bytes, NLM_F_ACK, action, each).map(|_| ())
+        self.transact(bytes, NLM_F_ACK, action, always(each)).map(|_| ())
     }
 
     fn transact(
@@ -164,7 +174,7 @@ impl RequestSocket {
         request: &[u8],
         flags: u16,
         action: &str,
-        mut each: impl FnMut(NetlinkHeaderView, &[u8]),
+        mut each: impl FnMut(NetlinkHeaderView, &[u8]) -> ControlFlow<()>,
     ) -> Result<bool, NetlinkError> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         let mut bytes = request.to_vec();
@@ -193,11 +203,40 @@ impl RequestSocket {
                     NLMSG_DONE | NLMSG_ERROR => return finish(header, payload, action).map(|()| consistent),
                     NLMSG_NOOP => {}
                     NLMSG_OVERRUN => consistent = false,
-                    _ => each(header, payload),
+                    _ => {
+                        if each(header, payload).is_break() {
+                            // A dump ends with its socket only.
+                            self.socket = connected(self.protocol)?;
+                            return Ok(consistent);
+                        }
+                    }
                 }
             }
         }
     }
+}
+
+/// Hears everything.
+fn always(mut each: impl FnMut(NetlinkHeaderView, &[u8])) -> impl FnMut(NetlinkHeaderView, &[u8]) -> ControlFlow<()> {
+    move |header, payload| {
+        each(header, payload);
+        ControlFlow::Continue(())
+    }
+}
+
+/// A socket that speaks to the kernel.
+fn connected(protocol: isize) -> Result<Socket, NetlinkError> {
+    let mut socket = Socket::new(protocol).map_err(failed("opening a socket"))?;
+    socket.bind_auto().map_err(failed("binding a socket"))?;
+    socket.connect(&SocketAddr::new(0, 0)).map_err(failed("connecting a socket to the kernel"))?;
+    // Both are comforts: the kernel's own sentences on errors, and exact checks of requests.
+    let _ = socket.set_ext_ack(true);
+    let _ = socket.set_cap_ack(true);
+    let _ = socket.set_netlink_get_strict_chk(true);
+    let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
+    setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &patience)
+        .map_err(|errno| failed("setting a timeout")(errno.into()))?;
+    Ok(socket)
 }
 
 /// A message as bytes, with the type in its header.

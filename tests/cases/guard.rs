@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use podlane_tests::bed::{Bed, FOLLOW, Least};
 use podlane_tests::command::{self, wait_for};
 use podlane_tests::frames::{self, Ends, Mac};
+use podlane_tests::status::SourceGuard;
 use podlane_tests::testbed::Family;
 use podlane_tests::traffic::{Datagrams, sniffed};
 use serde_json::Value;
@@ -87,12 +88,14 @@ pub fn foreign_senders(bed: &mut Bed, family: Family) -> Result<()> {
         destination: way.address,
     };
     let to_all = Ends { destination_mac: BROADCAST, ..own };
+    let taken = take_others(bed, family)?;
     let mut tries = Tries::default();
     tries.add("its own", true, |marker| own.udp(PORT, marker));
     tries.add("its own to everybody", true, |marker| to_all.udp(PORT, marker));
     tries.add("neighbours told of its own IP address", true, |marker| claim(&own, own.source, marker));
-    for (whose, place) in [("another pod's", "pod2"), ("the gateway's", "gateway1"), ("another node's pod's", "pod4")] {
-        let foreign = Ends { source: bed.address(place, family)?, ..own };
+    let others = [("another pod's", bed.address("pod2", family)?), ("the gateway's", bed.address("gateway1", family)?)];
+    for (whose, source) in others.into_iter().chain(taken.iter().copied()) {
+        let foreign = Ends { source, ..own };
         let broadcast = Ends { source: foreign.source, ..to_all };
         tries.add(format!("{whose} IP address"), false, |marker| foreign.udp(PORT, marker));
         tries.add(format!("{whose}, to everybody"), false, |marker| broadcast.udp(PORT, marker));
@@ -118,7 +121,49 @@ pub fn foreign_senders(bed: &mut Bed, family: Family) -> Result<()> {
         own.ip_packet(family.pick(4, 41), &foreign.udp(PORT, marker)[frames::ETHERNET..])
     });
     tries.send(bed)?;
-    tables_stay(bed, &own, family)
+    for (_, address) in taken {
+        bed.exec("pod1", &["ip", "address", "del", &address.to_string(), "dev", "eth0"])?;
+    }
+    tables_stay(bed, &own, family)?;
+    if family == Family::V4 { outlives_the_daemon(bed, &own) } else { Ok(()) }
+}
+
+/// Pod 1 gives itself addresses that are not to be had: of a pod on another node, and of its IPv6 router on the bridge.
+fn take_others(bed: &mut Bed, family: Family) -> Result<Vec<(&'static str, IpAddr)>> {
+    bed.expect_complaint("a pod has addresses that it may not send from");
+    let mut others = vec![("another node's pod's", bed.address("pod4", family)?)];
+    if family == Family::V6 {
+        let shown = bed.exec("node1", &["ip", "-6", "-o", "address", "show", "dev", "cbr0", "scope", "link"])?;
+        let router = shown.split_ascii_whitespace().find_map(|word| word.strip_suffix("/64")?.parse().ok());
+        others.push(("the router's", router.context("the bridge has no link-local address")?));
+    }
+    for (_, address) in &others {
+        let text = address.to_string();
+        bed.sh("pod1", &format!("ip address add {text} dev eth0 {}", family.pick("", "nodad")))?;
+        wait_for(&format!("{text} to be refused"), FOLLOW, || {
+            let status = bed.status(1)?;
+            let guard = status.port("veth-pod1").and_then(|port| port.source_guard.as_ref());
+            let is_refused = |guard: &SourceGuard| guard.refused.iter().any(|refused| refused.starts_with(&text));
+            Ok(guard.is_some_and(is_refused).then_some(()))
+        })?;
+    }
+    Ok(others)
+}
+
+/// With somebody in front of its interface pod 1 is guarded as before, by the next daemon too.
+fn outlives_the_daemon(bed: &mut Bed, own: &Ends) -> Result<()> {
+    // It is down, so that it does no more than be there, and take what comes in.
+    bed.sh("pod1", "ip link add name before type bridge; ip link set eth0 master before")?;
+    bed.end_daemon(1)?;
+    bed.start_daemon(1)?;
+    wait_for_guard(bed, "pod1", Family::V4)?;
+    let foreign = Ends { source: bed.address("pod2", Family::V4)?, ..*own };
+    let mut tries = Tries::default();
+    tries.add("its own", true, |marker| own.udp(PORT, marker));
+    tries.add("another pod's, with a bridge before its interface", false, |marker| foreign.udp(PORT, marker));
+    tries.send(bed)?;
+    bed.exec("pod1", &["ip", "link", "del", "before"])?;
+    bed.warm_up(&bed.way("pod1", "pod3", Family::V4)?)
 }
 
 /// With a priority tag in front of what it holds, which receivers take off.

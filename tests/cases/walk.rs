@@ -57,7 +57,7 @@ impl Drop for Beside {
 /// Every fault is found as the document says, and is gone at the end of its section.
 pub fn troubleshooting(bed: &mut Bed) -> Result<()> {
     // One of the faults is a pod that takes another one's address.
-    bed.expect_complaint("a pod has an address that it may not send from");
+    bed.expect_complaint("a pod has addresses that it may not send from");
     for to in ["pod2", "pod4"] {
         bed.warm_up(&bed.way("pod1", to, Family::V4)?)?;
     }

@@ -3,7 +3,7 @@
 //! Keys and values of BPF maps are plain bytes: integers in the machine's order, addresses in the wire's. Loading compares
 //! their sizes with the compiled program's, and the tests run both sides against each other.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use podlane_dataplane::forward::{DropReason, PassReason};
 use podlane_dataplane::table::{
@@ -143,6 +143,22 @@ pub(super) fn port(
 /// The interface in a `struct port`.
 pub(super) fn port_ifindex(port: &[u8; PORT_BYTES]) -> u32 {
     port.first_chunk().map_or(0, |ifindex| u32::from_ne_bytes(*ifindex))
+}
+
+/// The guard of a port as [`port`] and [`guard`] wrote it; `None` if it is not guarded.
+pub(super) fn written_guard(port: &[u8; PORT_BYTES], guard: &[u8; GUARD_BYTES]) -> Option<Guard> {
+    /// `PORT_GUARD`, `PORT_GUARD_STRICT` and `PORT_GUARD_LINK_LOCAL`.
+    const FLAGS: [u32; 3] = [1 << 6, 1 << 7, 1 << 8];
+    let [_, flags, ..] = port.as_chunks::<4>().0 else { return None };
+    let [active, strict, link_local] = FLAGS.map(|flag| u32::from_ne_bytes(*flags) & flag != 0);
+    let (macs, addresses) = guard.split_at(8 * limits::MAX_GUARD_MACS);
+    let (ipv4, ipv6) = addresses.split_at(4 * limits::MAX_GUARD_ADDRESSES);
+    let macs = macs.as_chunks().0.iter().map(|key| MacAddr::from_u64(u64::from_be_bytes(*key)));
+    let ipv4 = ipv4.as_chunks::<4>().0.iter().map(|octets| IpAddr::from(*octets));
+    let ipv6 = ipv6.as_chunks::<16>().0.iter().map(|octets| IpAddr::from(*octets));
+    let addresses = ipv4.chain(ipv6).filter(|address| !address.is_unspecified());
+    let guard = Guard::new(macs.filter(|mac| *mac != MacAddr::ZERO), addresses).ok()?;
+    active.then_some(guard.with(strict, link_local))
 }
 
 /// `struct guard`.
@@ -352,6 +368,35 @@ mod tests {
         let start = format!("#define {name} ");
         let line = header.lines().find_map(|line| line.strip_prefix(&start));
         line.unwrap_or_else(|| panic!("no {name} in the header")).trim().parse().unwrap()
+    }
+
+    #[test]
+    fn a_guard_is_read_as_it_was_written() {
+        let served = Port {
+            ifindex: 7,
+            kind: PortKind::Pod,
+            router_mac: MacAddr::ZERO,
+            mtu: 1500,
+            max_frame: 1514,
+            forwarding: true,
+            learning: true,
+            isolated: true,
+            partial_checksums: true,
+            path: Path::Kernel,
+            peer: true,
+        };
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let macs = [MacAddr::new([2, 0, 0, 0, 0, 1]), MacAddr::new([2, 0, 0, 0, 0, 2])];
+        let addresses = ["10.244.1.2", "10.244.1.3", "fd00::2", "fe80::2"].map(address);
+        let nothing = Guard::new([], []).unwrap();
+        for own in [Guard::new(macs, addresses).unwrap(), nothing] {
+            for own in [own, own.with(true, false), own.with(false, true)] {
+                let written = port(PortId(3), &served, Some((macs[0], 1)), Some(&own));
+                assert_eq!(written_guard(&written, &guard(&own)), Some(own));
+            }
+        }
+        let unguarded = port(PortId(3), &served, None, None);
+        assert_eq!(written_guard(&unguarded, &guard(&nothing)), None);
     }
 
     #[test]

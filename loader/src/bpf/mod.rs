@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use podlane_dataplane::afxdp::SharedWords;
-use podlane_dataplane::table::{Path, Tables};
+use podlane_dataplane::table::{Guard, Path, Tables};
 use podlane_dataplane::{PortId, limits};
 
 pub use attach::XdpMode;
@@ -85,6 +85,8 @@ pub struct Adopted {
     pub links: usize,
     /// The ports of its last snapshot: interface and number.
     pub ports: Vec<(u32, PortId)>,
+    /// The source guards of its last snapshot, by interface.
+    pub guards: Vec<(u32, Guard)>,
     /// When it last vouched for its tables, `CLOCK_MONOTONIC_COARSE`, nanoseconds; 0 if that is not known.
     pub last_beat_ns: u64,
 }
@@ -205,6 +207,7 @@ impl Steering {
             adopted.last_beat_ns = self.mirrored.generations.last_beat();
             self.mirrored.adopt()?;
             adopted.ports = self.mirrored.ports_in_force();
+            adopted.guards = self.mirrored.guards_in_force();
             // By other numbers than ours.
             (0..self.used.len()).for_each(|index| self.used.store(index, 0));
         }

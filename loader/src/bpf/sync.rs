@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
-use podlane_dataplane::table::Tables;
+use podlane_dataplane::table::{Guard, Tables};
 use podlane_dataplane::{MacAddr, PortId, limits};
 
 use super::error::BpfError;
@@ -363,6 +363,7 @@ impl Mirrored {
         let near_interfaces = read(&maps.near_interfaces)?;
         let interfaces = read(&maps.interfaces)?;
         let ports = read(&maps.ports)?;
+        let guards = read(&maps.guards)?;
         let near_stations = read(&maps.near_stations)?;
         let fdb = read(&maps.fdb)?;
         let (hosts4, hosts6) = (read(&maps.hosts4)?, read(&maps.hosts6)?);
@@ -374,6 +375,7 @@ impl Mirrored {
             snapshot.near_interfaces.adopt(&near_interfaces);
             snapshot.interfaces.adopt(&interfaces, copy, |key| word(key) % COPIES);
             snapshot.ports.adopt(&ports);
+            snapshot.guards.adopt(&guards);
             snapshot.near_stations.adopt(&near_stations);
             snapshot.fdb.adopt(&fdb, copy, |key| usize::from(key[0]));
             snapshot.hosts4.adopt(&hosts4, copy, |key| word(key) % COPIES);
@@ -395,6 +397,16 @@ impl Mirrored {
         let ports = &self.copies[self.generations.current() as usize % COPIES].ports.written;
         let numbered = ports.iter().enumerate().filter(|(_, port)| **port != [0; layout::PORT_BYTES]);
         numbered.map(|(number, port)| (layout::port_ifindex(port), PortId(number as u16))).collect()
+    }
+
+    /// The guards of that snapshot, by their ports' interfaces.
+    pub(super) fn guards_in_force(&self) -> Vec<(u32, Guard)> {
+        let snapshot = &self.copies[self.generations.current() as usize % COPIES];
+        let guard = |(number, port)| {
+            let guard = snapshot.guards.written.get(number).unwrap_or(&[0; layout::GUARD_BYTES]);
+            Some((layout::port_ifindex(port), layout::written_guard(port, guard)?))
+        };
+        snapshot.ports.written.iter().enumerate().filter_map(guard).collect()
     }
 
     /// Writes `tables` into the copy that is not current and makes it current.

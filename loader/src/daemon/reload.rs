@@ -39,7 +39,7 @@ pub(super) fn policy(config: &Config) -> PathPolicy {
 /// The source guards that a configuration wants.
 pub(super) fn guard_policy(config: &Config) -> GuardPolicy {
     let port_guards = config.port_guards.iter().map(|(name, choice)| (name.as_str().to_owned(), *choice));
-    GuardPolicy { all: config.source_guard, ports: port_guards.collect() }
+    GuardPolicy { all: config.source_guard, ports: port_guards.collect(), cluster: config.cluster_cidrs.clone() }
 }
 
 impl Daemon {
@@ -141,7 +141,7 @@ impl Daemon {
         if of(&["path", "port_paths"]) {
             self.policy = policy(&new.config);
         }
-        if of(&["source_guard", "port_guards"]) {
+        if of(&["source_guard", "port_guards", "cluster_cidrs"]) {
             self.guards.wish_for(guard_policy(&new.config));
         }
         if of(&["cni_cache"]) {

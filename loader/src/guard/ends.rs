@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::NlasIterator;
@@ -15,6 +16,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
 use podlane_dataplane::MacAddr;
 
+use super::settle::is_link_local;
 use crate::mirror::socket::{self, NetlinkError, RequestSocket, failed};
 use crate::mirror::world::Link;
 
@@ -29,15 +31,21 @@ pub enum End {
         macs: BTreeSet<MacAddr>,
         /// Its IP addresses.
         addresses: BTreeSet<IpAddr>,
+        /// Whether it has more addresses than are looked at.
+        more: bool,
         /// Why others may send through it, as a clause; `None` if none do.
         behind: Option<String>,
     },
 }
 
 impl End {
-    /// Whether what the pod was known to have before stays its own: the end tells less than it did.
+    /// Whether what the pod was known to have before stays its own: the end tells less than it did. Sandboxes with a network
+    /// stack of their own (gVisor) take the addresses off the interface that they send through.
     pub(super) fn keeps(&self) -> bool {
-        matches!(self, End::Unknown(_) | End::Own { behind: Some(_), .. })
+        match self {
+            End::Unknown(_) | End::Own { behind: Some(_), .. } | End::Own { more: true, .. } => true,
+            End::Own { addresses, .. } => !addresses.iter().any(|address| !is_link_local(address)),
+        }
     }
 
     /// Why nothing is known.
@@ -49,6 +57,9 @@ impl End {
     }
 }
 
+/// Interfaces of a pod, and addresses of one family on its own, that are looked at: what a pod may have us do is bounded. Of
+/// what is beyond we know no more than of a pod that cannot be looked at.
+pub const MOST: usize = 64;
 /// Notifications that are read in one go.
 const MESSAGES: usize = 4096;
 /// Multicast groups: LINK, IPV4_IFADDR, IPV6_IFADDR.
@@ -133,40 +144,80 @@ impl Ends {
     }
 
     fn read(&mut self, peer: u32, netns: i32) -> Result<End, NetlinkError> {
-        let mut links = Vec::new();
-        let request = request(libc::RTM_GETLINK, &[0; LINK_HEADER], LINK_TARGET, netns);
-        self.requests
-            .dump_bytes(&request, "list a pod's interfaces", |_, payload| links.extend(other_link(payload)))?;
-        let Some(own) = links.iter().find(|link| link.ifindex == peer) else {
-            return Ok(End::Unknown("its other end is gone"));
+        let (links, all_links) = self.links(netns)?;
+        let own = match links.iter().find(|link| link.ifindex == peer) {
+            Some(own) => Some(own.clone()),
+            None if all_links => None,
+            None => self.link(peer, netns)?,
         };
+        let Some(own) = own else { return Ok(End::Unknown("its other end is gone")) };
         let mut addresses = BTreeSet::new();
+        let mut all = true;
         for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut header = [0; ADDRESS_HEADER];
-            header[0] = family as u8;
-            header[4..].copy_from_slice(&peer.to_ne_bytes());
-            let request = self::request(libc::RTM_GETADDR, &header, ADDRESS_TARGET, netns);
-            let asked = self.requests.dump_bytes(&request, "list a pod's addresses", |_, payload| {
-                addresses.extend(address_of(payload, peer));
-            });
-            match asked {
-                // Without IPv6 there is no such family.
-                Err(error) if matches!(error.errno(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
-                asked => drop(asked?),
-            }
+            let (some, all_of_family) = self.addresses(family, peer, netns)?;
+            addresses.extend(some);
+            all &= all_of_family;
         }
         let name = |ifindex| links.iter().find(|link| link.ifindex == ifindex).map_or("another", |link| &link.name);
         let upper = links.iter().find(|link| link.lower == Some(peer));
         let behind = match (own.master, upper) {
             (Some(master), _) => Some(format!("its interface is a member of {} in there", name(master))),
             (None, Some(upper)) => Some(format!("{} in there stands on its interface", upper.name)),
+            (None, None) if !all_links => Some(format!("there are more than {MOST} interfaces in there")),
             (None, None) => None,
         };
-        Ok(End::Own { macs: own.mac.into_iter().collect(), addresses, behind })
+        Ok(End::Own { macs: own.mac.into_iter().collect(), addresses, more: !all, behind })
+    }
+
+    /// A namespace's interfaces, and whether these are all.
+    fn links(&mut self, netns: i32) -> Result<(Vec<OtherLink>, bool), NetlinkError> {
+        let mut links = Vec::new();
+        let request = request(libc::RTM_GETLINK, &[0; LINK_HEADER], LINK_TARGET, netns);
+        let all = self.requests.dump_bytes_until(&request, "list a pod's interfaces", |_, payload| {
+            if links.len() == MOST {
+                return ControlFlow::Break(());
+            }
+            links.extend(other_link(payload));
+            ControlFlow::Continue(())
+        })?;
+        Ok((links, all))
+    }
+
+    /// One interface of it.
+    fn link(&mut self, ifindex: u32, netns: i32) -> Result<Option<OtherLink>, NetlinkError> {
+        let mut header = [0; LINK_HEADER];
+        header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+        let request = request(libc::RTM_GETLINK, &header, LINK_TARGET, netns);
+        let mut link = None;
+        self.requests.get_bytes(&request, "show a pod's interface", |_, payload| link = other_link(payload))?;
+        Ok(link)
+    }
+
+    /// An interface's addresses of one family, and whether these are all.
+    fn addresses(&mut self, family: i32, ifindex: u32, netns: i32) -> Result<(BTreeSet<IpAddr>, bool), NetlinkError> {
+        let mut addresses = BTreeSet::new();
+        let mut header = [0; ADDRESS_HEADER];
+        header[0] = family as u8;
+        header[4..].copy_from_slice(&ifindex.to_ne_bytes());
+        let request = request(libc::RTM_GETADDR, &header, ADDRESS_TARGET, netns);
+        let asked = self.requests.dump_bytes_until(&request, "list a pod's addresses", |_, payload| {
+            let address = address_of(payload, ifindex);
+            if address.is_some() && addresses.len() == MOST {
+                return ControlFlow::Break(());
+            }
+            addresses.extend(address);
+            ControlFlow::Continue(())
+        });
+        match asked {
+            // Without IPv6 there is no such family.
+            Err(error) if matches!(error.errno(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => Ok((addresses, true)),
+            asked => asked.map(|all| (addresses, all)),
+        }
     }
 }
 
 /// An interface in a pod.
+#[derive(Clone)]
 struct OtherLink {
     ifindex: u32,
     name: String,

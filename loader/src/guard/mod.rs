@@ -17,7 +17,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podlane_dataplane::table::GuardTable;
+use ipnet::IpNet;
+use podlane_dataplane::table::{Guard, GuardTable};
 use podlane_dataplane::{MacAddr, PortId};
 
 use crate::config::GuardChoice;
@@ -30,6 +31,8 @@ use settle::{Claim, Node, Settled};
 
 /// Ports whose pods are looked at in one go, which takes some milliseconds.
 const SWEEP: usize = 64;
+/// How long one go looks at pods that it has seen before: those with as much as is looked at take longer.
+const TURN: Duration = Duration::from_millis(20);
 /// The least pause between two goes.
 const PAUSE: Duration = Duration::from_millis(20);
 /// A pause is so many times as long as the go before it, so that a pod that changes its addresses all the time keeps nobody
@@ -51,6 +54,8 @@ pub struct GuardPolicy {
     pub all: GuardChoice,
     /// Of single ports, by interface.
     pub ports: BTreeMap<String, GuardChoice>,
+    /// The cluster's networks; empty for the bridge's own.
+    pub cluster: Vec<IpNet>,
 }
 
 /// A pod's open port.
@@ -81,7 +86,11 @@ pub struct Guards {
     looked: Instant,
     pause: Duration,
     looked_at_all: Instant,
+    /// By port's interface, for as long as that is there: a port that is closed and opened again, and a daemon that takes
+    /// another's place, are no way out of a guard.
     settled: BTreeMap<u32, Settled>,
+    /// The interfaces of the open ports.
+    open: BTreeSet<u32>,
     table: Arc<GuardTable>,
     /// The CNI results that `settled` goes by.
     cni: Option<Arc<CniNames>>,
@@ -105,9 +114,15 @@ impl Guards {
             pause: PAUSE,
             looked_at_all: now,
             settled: BTreeMap::new(),
+            open: BTreeSet::new(),
             table: Arc::default(),
             cni: None,
         })
+    }
+
+    /// Begins with the guards that an earlier daemon has left, by interface.
+    pub fn adopt(&mut self, left: &[(u32, Guard)]) {
+        self.settled.extend(left.iter().map(|(ifindex, guard)| (*ifindex, Settled::adopted(*guard))));
     }
 
     /// Goes by another policy from the next [`Guards::follow`] on.
@@ -148,25 +163,26 @@ impl Guards {
     /// Brings the guards in step with the open ports of pods. Whether [`Guards::table`] is another one now.
     pub fn follow(&mut self, world: &World, bridge: u32, ports: &[PodPort<'_>], cni: Option<Arc<CniNames>>) -> bool {
         self.note_births(world);
-        let open: BTreeSet<u32> = ports.iter().map(|port| port.ifindex).collect();
-        self.seen.retain(|ifindex, _| open.contains(ifindex));
-        self.settled.retain(|ifindex, _| open.contains(ifindex));
-        self.due.retain(|ifindex| open.contains(ifindex));
+        self.open = ports.iter().map(|port| port.ifindex).collect();
+        self.seen.retain(|ifindex, _| self.open.contains(ifindex));
+        self.settled.retain(|ifindex, _| world.links.contains_key(ifindex));
+        self.due.retain(|ifindex| self.open.contains(ifindex));
         // Where no guard is wanted, pods are left alone.
         if ports.iter().any(|port| self.choice(port, world).0 != GuardChoice::Off) {
-            self.due.extend(open.iter().filter(|ifindex| !self.seen.contains_key(ifindex)));
+            self.due.extend(self.open.iter().filter(|ifindex| !self.seen.contains_key(ifindex)));
             self.look(world);
         } else {
             self.seen.clear();
             self.due.clear();
         }
         let claims: Vec<Claim> = ports.iter().map(|port| self.claim(port, world, cni.as_deref())).collect();
-        let settled = settle::settle(&claims, &Node::of(world, bridge), &self.settled);
+        let cluster = Some(&self.policy.cluster[..]).filter(|cluster| !cluster.is_empty());
+        let settled = settle::settle(&claims, &Node::of(world, bridge, cluster), &self.settled);
         self.cni = cni;
         for (claim, new) in claims.iter().filter_map(|claim| Some((claim, settled.get(&claim.ifindex)?))) {
             tell(claim, new, self.settled.get(&claim.ifindex));
         }
-        self.settled = settled;
+        self.settled.extend(settled);
         let untold = claims.iter().filter(|claim| claim.cni.is_none()).map(|claim| claim.ifindex);
         self.new = untold.filter(|ifindex| self.is_new(*ifindex)).collect();
         let guard =
@@ -202,6 +218,10 @@ impl Guards {
         let now = self.due.iter().copied().filter(|ifindex| !pauses || !self.seen.contains_key(ifindex));
         let some: Vec<u32> = now.take(SWEEP).collect();
         for ifindex in &some {
+            // Those that are known can wait.
+            if begin.elapsed() > TURN && self.seen.contains_key(ifindex) {
+                continue;
+            }
             self.due.remove(ifindex);
             let end = world.links.get(ifindex).map_or(End::Unknown("the interface is gone"), |link| self.ends.of(link));
             self.seen.insert(*ifindex, end);
@@ -236,13 +256,26 @@ impl Guards {
 
     /// The interfaces of the pods that MAC addresses are known to be of, as far as they are guarded.
     pub fn owners(&self) -> BTreeMap<MacAddr, u32> {
-        let guarded = self.settled.iter().filter(|(_, settled)| settled.guard.is_ok());
+        let is_guarded = |(ifindex, settled): &(&u32, &Settled)| self.open.contains(ifindex) && settled.guard.is_ok();
+        let guarded = self.settled.iter().filter(is_guarded);
         guarded.flat_map(|(ifindex, settled)| settled.macs.iter().map(|mac| (*mac, *ifindex))).collect()
+    }
+
+    /// A sentence for `podlane status`, if pods may do what nobody may have thought of.
+    pub fn note(&self) -> Option<&'static str> {
+        let is_narrow = |ifindex| {
+            let settled = self.settled.get(ifindex);
+            settled.is_some_and(|settled| settled.choice == GuardChoice::Cluster && settled.guard.is_ok())
+        };
+        (self.policy.cluster.is_empty() && self.open.iter().any(is_narrow)).then_some(
+            "`cluster_cidrs` is not set, so the source guard takes the node's own pod subnets for the cluster: a pod that is \
+             guarded with `cluster` may send from the addresses of pods on other nodes.",
+        )
     }
 
     /// For `podlane status`; `None` of a port that is no pod's.
     pub fn status(&self, ifindex: u32) -> Option<GuardStatus> {
-        let status = self.settled.get(&ifindex).map(Settled::status)?;
+        let status = self.settled.get(&ifindex).filter(|_| self.open.contains(&ifindex)).map(Settled::status)?;
         if !status.active || !self.new.contains(&ifindex) {
             return Some(status);
         }
@@ -261,10 +294,10 @@ fn is_by_plugin(name: &str, mac: MacAddr) -> bool {
 
 /// Logs what changed for one port.
 fn tell(claim: &Claim, new: &Settled, old: Option<&Settled>) {
-    if old.is_none_or(|old| old.refused != new.refused) {
-        for refused in &new.refused {
-            tracing::warn!(interface = claim.name, reason = refused, "a pod has an address that it may not send from");
-        }
+    // One event for the pod, whose text is no part of what the log tells one complaint from another by: a pod chooses it.
+    if !new.refused.is_empty() && old.is_none_or(|old| old.refused != new.refused) {
+        let addresses = new.refused.join("; ");
+        tracing::warn!(interface = claim.name, addresses, "a pod has addresses that it may not send from");
     }
     let reason = |settled: &Settled| settled.guard.as_ref().err().cloned();
     match (old.map(reason), reason(new)) {
@@ -280,6 +313,56 @@ fn tell(claim: &Claim, new: &Settled, old: Option<&Settled>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mirror::world::Link;
+
+    fn pod(ifindex: u32, name: &str) -> (PodPort<'_>, Link) {
+        let port = PodPort { id: PortId(3), ifindex, name };
+        (port, Link { ifindex, name: name.to_owned(), ..Link::default() })
+    }
+
+    fn open(all: GuardChoice) -> Guards {
+        Guards::open(GuardPolicy { all, ..GuardPolicy::default() }).unwrap()
+    }
+
+    #[test]
+    fn a_guard_outlives_its_daemon_and_its_port_and_goes_with_the_interface() {
+        let own = Guard::new([MacAddr::new([2, 0, 0, 0, 0, 1])], [[10, 244, 1, 2].into()]).unwrap().with(false, true);
+        let (port, link) = pod(7, "veth7");
+        let mut world = World::default();
+        world.links.insert(7, link.clone());
+        let mut guards = open(GuardChoice::Cluster);
+        guards.adopt(&[(7, own)]);
+        assert!(guards.follow(&world, 1, &[port], None));
+        assert_eq!(guards.table().get(port.id), Some(&own), "though its own end cannot be looked at");
+        guards.follow(&world, 1, &[], None);
+        assert!(guards.table().get(port.id).is_none() && guards.status(7).is_none() && guards.owners().is_empty());
+        guards.follow(&world, 1, &[port], None);
+        assert_eq!(guards.table().get(port.id), Some(&own));
+        world.links.clear();
+        guards.follow(&world, 1, &[], None);
+        world.links.insert(7, link);
+        guards.follow(&world, 1, &[port], None);
+        assert_eq!(guards.table().get(port.id), None, "another interface");
+    }
+
+    #[test]
+    fn a_guard_of_a_cluster_that_nobody_named_is_noted() {
+        let own = Guard::new([MacAddr::new([2, 0, 0, 0, 0, 1])], [[10, 244, 1, 2].into()]).unwrap();
+        let (port, link) = pod(7, "veth7");
+        let mut world = World::default();
+        world.links.insert(7, link);
+        let mut guards = open(GuardChoice::Cluster);
+        guards.adopt(&[(7, own)]);
+        assert!(guards.note().is_none(), "no port is open");
+        guards.follow(&world, 1, &[port], None);
+        assert!(guards.note().is_some_and(|note| note.contains("pods on other nodes")));
+        let named = vec!["10.244.0.0/16".parse().unwrap()];
+        guards.wish_for(GuardPolicy { all: GuardChoice::Cluster, cluster: named, ..GuardPolicy::default() });
+        assert!(guards.note().is_none());
+        guards.wish_for(GuardPolicy { all: GuardChoice::Strict, ..GuardPolicy::default() });
+        guards.follow(&world, 1, &[port], None);
+        assert!(guards.note().is_none(), "a strict guard asks for no cluster");
+    }
 
     #[test]
     fn pods_of_podlanes_plugin_are_known_by_name_and_address_together() {

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::libc;
 use podlane_dataplane::MacAddr;
 
@@ -343,7 +343,8 @@ impl Route {
         self.gateway.is_none() && self.oddity.is_none()
     }
 
-    fn uses(&self, ifindex: u32) -> bool {
+    /// Whether it leads out of an interface, alone or among others.
+    pub fn uses(&self, ifindex: u32) -> bool {
         self.oif == Some(ifindex) || self.other_links.contains(&ifindex)
     }
 }
@@ -391,6 +392,16 @@ pub struct World {
     /// Parts of which a message could not be read, or that could not be brought up to date: what is said about them here
     /// may be wrong, and traffic that depends on them belongs to the kernel.
     pub doubtful: Changes,
+}
+
+/// How many bits in front two addresses of a family share.
+fn common_bits(one: IpAddr, other: IpAddr) -> u8 {
+    let bits = match (one, other) {
+        (IpAddr::V4(one), IpAddr::V4(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+        (IpAddr::V6(one), IpAddr::V6(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+        _ => 0,
+    };
+    bits as u8
 }
 
 /// What applying an event did.
@@ -460,6 +471,33 @@ impl World {
         match family {
             Family::V4 => &self.routes4,
             Family::V6 => &self.routes6,
+        }
+    }
+
+    /// The route of the main table with the longest prefix that covers an address and of these the lowest metric, with others
+    /// of the same metric.
+    pub fn route_to(&self, address: IpAddr) -> Option<(IpNet, &[Route])> {
+        let (bits, any) = match address {
+            IpAddr::V4(_) => (32, IpNet::V4(Ipv4Net::default())),
+            IpAddr::V6(_) => (128, IpNet::V6(Ipv6Net::default())),
+        };
+        let routes = self.routes(Family::of(&address));
+        let key = |destination| RouteKey { table: TABLE_MAIN, destination, tos: 0, priority: 0, source: any };
+        let last = |destination| RouteKey { tos: u8::MAX, priority: u32::MAX, ..key(destination) };
+        let mut length = bits;
+        loop {
+            // Networks are sorted by address and then length, so the last one before this one is the longest that covers the
+            // address, or has more in common with it than any that does.
+            let destination = IpNet::new(address, length).ok()?.trunc();
+            let (found, _) = routes.range(..=last(destination)).next_back()?;
+            if found.table != TABLE_MAIN {
+                return None;
+            }
+            if found.destination.contains(&address) {
+                let (found, alternatives) = routes.range(key(found.destination)..).next()?;
+                return Some((found.destination, alternatives));
+            }
+            length = common_bits(address, found.destination.network()).min(length.checked_sub(1)?);
         }
     }
 
@@ -675,5 +713,53 @@ impl World {
             self.doubtful = doubtful;
         }
         changed
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A plain route out of an interface.
+    pub fn route(oif: u32) -> Route {
+        Route {
+            kind: libc::RTN_UNICAST,
+            scope: 0,
+            gateway: None,
+            oif: Some(oif),
+            preferred_source: None,
+            mtu: None,
+            oddity: None,
+            other_links: Vec::new(),
+            fingerprint: 0,
+        }
+    }
+
+    /// Against asking every route.
+    #[test]
+    fn the_route_to_an_address_is_that_of_the_longest_prefix() {
+        let mut world = World::default();
+        let networks = ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "10.1.2.128/25", "10.128.0.0/9"];
+        let networks = networks.into_iter().chain(["9.0.0.0/8", "fd00::/8", "fd00::2/128", "fd00:0:0:1::/64", "::/0"]);
+        for (number, text) in networks.enumerate() {
+            let destination: IpNet = text.parse().unwrap();
+            let source = if text.contains(':') { "::/0" } else { "0.0.0.0/0" }.parse().unwrap();
+            for priority in [5, 7] {
+                let key = RouteKey { table: TABLE_MAIN, destination, tos: 0, priority, source };
+                let routes = vec![route(number as u32 + priority)];
+                world.routes_mut(Family::of(&destination.addr())).insert(key, routes);
+            }
+        }
+        let local = RouteKey { table: TABLE_LOCAL, ..*world.routes4.keys().next().unwrap() };
+        world.routes4.insert(local, vec![route(99)]);
+        let asked = ["10.1.2.3", "10.1.2.4", "10.1.2.200", "10.1.9.1", "10.200.0.1", "9.9.9.9", "11.0.0.1", "8.1.1.1"];
+        for text in asked.into_iter().chain(["fd00::2", "fd00::3", "fd00:0:0:1::9", "fe80::1", "ff02::1"]) {
+            let address: IpAddr = text.parse().unwrap();
+            let all = world.routes(Family::of(&address)).iter();
+            let covering = all.filter(|(key, _)| key.table == TABLE_MAIN && key.destination.contains(&address));
+            let best = covering.min_by_key(|(key, _)| (u8::MAX - key.destination.prefix_len(), key.priority));
+            let expected = best.map(|(key, routes)| (key.destination, &routes[..]));
+            assert_eq!(world.route_to(address), expected, "{text}");
+        }
     }
 }

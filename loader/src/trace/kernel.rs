@@ -9,7 +9,7 @@ use podlane_dataplane::forward::PassReason;
 
 use super::Step;
 use crate::mirror::World;
-use crate::mirror::world::{Family, NeighbourKey, Oddity, Route, TABLE_MAIN};
+use crate::mirror::world::{NeighbourKey, Oddity, Route};
 
 /// The steps between the port and the kernel, for a packet of `bytes` to `to` that is addressed to the node and was left to
 /// the kernel for `reason`. None where the reason says it all.
@@ -27,7 +27,8 @@ pub fn steps(world: &World, to: IpAddr, bytes: u32, reason: PassReason) -> Vec<S
     if !is_routing {
         return Vec::new();
     }
-    let Some((network, route)) = route_to(world, to) else {
+    let found = world.route_to(to);
+    let Some((network, route)) = found.and_then(|(network, routes)| Some((network, routes.first()?))) else {
         return vec![step("route", format!("no route of the main table leads to {to}"))];
     };
     let mut steps = vec![step("route", format!("the kernel's route: {}", describe(world, network, route)))];
@@ -41,15 +42,6 @@ pub fn steps(world: &World, to: IpAddr, bytes: u32, reason: PassReason) -> Vec<S
 
 fn step(at: &str, what: String) -> Step {
     Step { at: at.to_owned(), what }
-}
-
-/// The route of the main table with the longest prefix and of these the lowest metric.
-fn route_to(world: &World, to: IpAddr) -> Option<(IpNet, &Route)> {
-    let routes = world.routes(Family::of(&to)).iter();
-    let covering = routes.filter(|(key, _)| key.table == TABLE_MAIN && key.destination.contains(&to));
-    let (key, alternatives) =
-        covering.min_by_key(|(key, _)| (u8::MAX - key.destination.prefix_len(), key.tos, key.priority))?;
-    Some((key.destination, alternatives.first()?))
 }
 
 fn name(world: &World, ifindex: u32) -> String {
@@ -134,7 +126,7 @@ mod tests {
             ("10.244.3.0/24", route(6, None, None)),
         ] {
             let key = world::RouteKey {
-                table: TABLE_MAIN,
+                table: world::TABLE_MAIN,
                 destination: destination.parse().unwrap(),
                 tos: 0,
                 priority: 0,

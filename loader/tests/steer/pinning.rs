@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use podlane::bpf::pins::{Pins, Root, find_root};
@@ -11,8 +12,9 @@ use podlane_dataplane::PortId;
 use podlane_dataplane::afxdp::clock;
 use podlane_dataplane::forward::PassReason;
 use podlane_dataplane::limits;
+use podlane_dataplane::table::{Guard, GuardTable};
 
-use crate::frames::{POD_B, ip4};
+use crate::frames::{POD_A, POD_B, ip4};
 use crate::net::{self, ifindex, ip};
 use crate::repeating::{Node, arrives};
 use crate::world::A;
@@ -66,6 +68,11 @@ fn replace(node: &mut Node, place: &Place) -> Adopted {
     node.steering.adopt().unwrap()
 }
 
+/// This guard on the port of pod A.
+fn guarding(guard: Guard) -> Arc<GuardTable> {
+    Arc::new(GuardTable::new([(A, guard)]))
+}
+
 fn attach(node: &mut Node) {
     for name in ["host-a", "host-b"] {
         node.steering.attach_repeat(ifindex(name), name).unwrap();
@@ -106,9 +113,13 @@ fn the_next_loader_goes_on() {
 fn what_an_earlier_writer_left_does_not_stay() {
     test("what_an_earlier_writer_left_does_not_stay", |place| {
         let mut node = Node::over(place.open(), TcKind::Tcx);
-        node.steering.sync(&node.tables).unwrap();
+        let own = Guard::new([POD_A], [ip4(1, 10).into()]).unwrap();
+        node.tables.guards = guarding(own);
+        for _ in 0..2 {
+            node.steering.sync(&node.tables).unwrap();
+        }
         node.vouch();
-        replace(&mut node, &place);
+        assert_eq!(replace(&mut node, &place).guards, [(ifindex("host-a"), own)]);
         let none = podlane_dataplane::table::Tables::default();
         // In each copy everything goes that this loader never wrote itself.
         for _ in 0..2 {
@@ -116,6 +127,11 @@ fn what_an_earlier_writer_left_does_not_stay() {
         }
         node.steering = place.open();
         assert_eq!(node.steering.adopt().unwrap().ports, []);
+        // A guard of nothing is all zeros in the map, as an empty place.
+        node.tables.guards = guarding(Guard::new([], []).unwrap());
+        node.steering.sync(&node.tables).unwrap();
+        node.vouch();
+        assert!(!arrives(&node), "judged by an earlier writer's guard");
     });
 }
 
