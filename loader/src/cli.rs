@@ -600,12 +600,16 @@ fn show_top(options: TopOptions, out: &mut impl Write, err: &mut impl Write) -> 
     result.map_or_else(|error: TopError| complain(err, FAILED, error), |()| DONE)
 }
 
+/// How long a daemon may take to open and close ports, or to have them change their path: for the first it may have to load the
+/// programs.
+const PORTS_PATIENCE: Duration = Duration::from_secs(30);
+
 fn change_path(options: PathOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
     let instance = match instance_of(&options.instance, err) {
         Ok(instance) => instance,
         Err(code) => return code,
     };
-    match control::ask_path(instance.as_str(), &options.path, &options.ports, control::PATIENCE) {
+    match control::ask_path(instance.as_str(), &options.path, &options.ports, PORTS_PATIENCE) {
         Ok((answer, _)) if options.json => print(&format!("{answer}\n"), out, err),
         Ok((_, ports)) => {
             let line = |port: &control::PortPath| format!("{}: {} ({})\n", port.name, port.path, port.why);
@@ -615,15 +619,12 @@ fn change_path(options: PathOptions, out: &mut impl Write, err: &mut impl Write)
     }
 }
 
-/// How long a daemon may take to open and close ports.
-const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
-
 fn reload(options: &ReloadOptions, out: &mut impl Write, err: &mut impl Write) -> u8 {
     let instance = match instance_of(&options.instance, err) {
         Ok(instance) => instance,
         Err(code) => return code,
     };
-    match control::ask_reload(instance.as_str(), options.check, RELOAD_PATIENCE) {
+    match control::ask_reload(instance.as_str(), options.check, PORTS_PATIENCE) {
         Ok((answer, outcome)) if options.json => match print(&format!("{answer}\n"), out, err) {
             DONE if outcome.is_refused() => MISUSED,
             code => code,

@@ -210,6 +210,13 @@ fn count_between(
     Ok(())
 }
 
+const ETHERNET_BYTES: u32 = 14;
+
+/// The largest frame, bytes with Ethernet header, of sockets that take frames in pieces or do not.
+fn max_frame(in_pieces: bool) -> u32 {
+    (if in_pieces { limits::MAX_FRAME } else { limits::CHUNK_SIZE - limits::RX_HEADROOM }) as u32
+}
+
 /// The host port's names.
 fn host_port_names() -> HostPortNames<'static> {
     HostPortNames::default()
@@ -604,6 +611,7 @@ impl Daemon {
 
     /// After the ports are on their paths: what takes the kernel path now may get larger sizes.
     fn follow_large(&mut self) {
+        let in_pieces = self.engine.as_ref().is_none_or(|engine| engine.mode().multi_buffer);
         let pods = self.wanted.ports.iter().filter(|port| port.kind == PortKind::Pod);
         self.large.follow(&large::Node {
             world: self.mirror.world(),
@@ -612,6 +620,7 @@ impl Daemon {
             pods: pods.map(|port| port.ifindex).collect(),
             kernel_path: self.ports.on_kernel_path().collect(),
             uplinks: self.config.uplinks.iter().map(|name| name.as_str()).collect(),
+            most_by_sockets: max_frame(in_pieces) - ETHERNET_BYTES,
         });
     }
 
@@ -735,11 +744,10 @@ impl Daemon {
     }
 
     fn input(&self) -> Input {
-        let single = (limits::CHUNK_SIZE - limits::RX_HEADROOM) as u32;
         let assignment = |port: &crate::ports::OpenPort| PortAssignment {
             id: port.id,
             kind: port.link.kind,
-            max_frame: if port.sockets.multi_buffer { limits::MAX_FRAME as u32 } else { single },
+            max_frame: max_frame(port.sockets.multi_buffer),
             path: port.path,
         };
         let cluster = &self.config.cluster_cidrs;

@@ -132,6 +132,11 @@ fn follow(large: &mut Large, kernel_path: bool) {
 
 /// The same, with one member of the bridge that is left to the kernel.
 fn follow_without(large: &mut Large, kernel_path: bool, skip: &str) {
+    follow_with(large, kernel_path, skip, u32::MAX);
+}
+
+/// The same, with AF_XDP sockets that carry packets of so many bytes at most.
+fn follow_with(large: &mut Large, kernel_path: bool, skip: &str, most_by_sockets: u32) {
     let mut mirror = Mirror::open().unwrap();
     mirror.dump().unwrap();
     let world = mirror.world();
@@ -143,7 +148,8 @@ fn follow_without(large: &mut Large, kernel_path: bool, skip: &str) {
         .map(|link| link.ifindex)
         .collect();
     let kernel_path = if kernel_path { pods.clone() } else { BTreeSet::new() };
-    large.follow(&Node { world, bridge, host_port: [0, 0], pods, kernel_path, uplinks: vec!["eth0"] });
+    let uplinks = vec!["eth0"];
+    large.follow(&Node { world, bridge, host_port: [0, 0], pods, kernel_path, uplinks, most_by_sockets });
 }
 
 fn mtu(local_mtu: u32) -> Wish {
@@ -247,6 +253,16 @@ fn one_pod_that_cannot_be_changed_leaves_all_as_they_are() {
         let mut large = Large::open(mtu(1500), instance).unwrap();
         follow(&mut large, false);
         assert!(large.notes().any(|note| note.contains("the uplinks' MTU is 1500 already")));
+        large.end();
+        // Sockets that carry less are in the way of those whose packets they carry.
+        let mut large = Large::open(mtu(9000), instance).unwrap();
+        follow_with(&mut large, false, "", 3500);
+        assert_eq!(pods.each_ref().map(Pod::mtus), [[1500; 2]; 2]);
+        assert!(large.notes().any(|note| note.contains("packets of at most 3500 bytes")));
+        follow_with(&mut large, true, "", 3500);
+        assert_eq!(pods.each_ref().map(Pod::mtus), [[9000; 2]; 2]);
+        follow_with(&mut large, false, "", 9000);
+        assert_eq!((pods.each_ref().map(Pod::mtus), large.notes().count()), ([[9000; 2]; 2], 0));
         large.end();
     });
 }

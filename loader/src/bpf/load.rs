@@ -91,6 +91,10 @@ fn log_libbpf() {
         libbpf_rs::set_print(Some((PrintLevel::Info, |level, message| {
             for line in message.lines() {
                 match level {
+                    // A clsact that is there is what we want (`sch_api.c`).
+                    PrintLevel::Warn if line.ends_with("Exclusivity flag on, cannot modify") => {
+                        tracing::debug!(target: "libbpf", "{line}");
+                    }
                     PrintLevel::Warn => tracing::warn!(target: "libbpf", "{line}"),
                     _ => tracing::debug!(target: "libbpf", "{line}"),
                 }

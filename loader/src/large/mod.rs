@@ -230,6 +230,8 @@ pub struct Node<'a> {
     pub kernel_path: BTreeSet<u32>,
     /// Names of the uplinks.
     pub uplinks: Vec<&'a str>,
+    /// The largest IP packet that AF_XDP sockets carry, bytes.
+    pub most_by_sockets: u32,
 }
 
 impl Node<'_> {
@@ -595,6 +597,13 @@ impl Large {
         if let Some(uplink) = node.uplink_mtu().filter(|uplink| *uplink >= mtu) {
             return Some(format!(
                 "local_mtu = {mtu} is not in force: the uplinks' MTU is {uplink} already; set it above that or leave it out"
+            ));
+        }
+        let most = node.most_by_sockets;
+        if mtu > most && !node.pods.is_subset(&node.kernel_path) {
+            return Some(format!(
+                "local_mtu = {mtu} is not in force: this kernel's AF_XDP sockets carry packets of at most {most} bytes (longer \
+                 ones are in several pieces, which is for Linux 6.6 and newer); set it to that, or have all pods take the kernel path"
             ));
         }
         let name = node.narrow_member(mtu)?;
