@@ -22,7 +22,7 @@ for what in "${!NEEDS[@]}"; do
 done
 # AF_XDP sockets carry what fits one frame there, and local_mtu is refused with a sentence.
 if [[ $(printf '%s\n' 6.6 "$(uname -r)" | sort -V | head -n 1) != 6.6 ]]; then
-    skips+=(--skip af_xdp::direct::local_mtu --skip mixed::direct::local_mtu)
+    for group in {af_xdp,mixed}::{direct,cloud}; do skips+=(--skip "$group::local_mtu"); done
     printf 'not here: local_mtu on the af_xdp path, for want of Linux 6.6\n'
 fi
 modprobe br_netfilter 2>/dev/null || true
