@@ -154,7 +154,7 @@ if [[ -z $ONLY || $ONLY == system ]]; then
     [[ $QUICK == yes ]] || step 'testbed' scripts/netns-testbed-selftest.sh
     step 'system' system_suite
     [[ $TEST_PATH != all ]] || step 'virtual machine, zero-copy' virtual_machine
-    [[ $TEST_PATH != all ]] || step "virtual machine, Debian 13's kernel" virtual_machine --kernel 6.12 survival
+    [[ $TEST_PATH != all ]] || step "virtual machine, Debian 13's kernel" virtual_machine --kernel 6.12 survival capabilities
     [[ $TEST_PATH != all ]] || step 'virtual machine, oldest kernel' virtual_machine --kernel 6.1
 fi
 # Its short form has no runs without Podlane and none on both paths at once.

@@ -1,4 +1,3 @@
-# short
 # seconds: 90
 #
 # A node that translates addresses, whose kernel has conntrack as a module: with what the unit grants, Podlane leaves everything
