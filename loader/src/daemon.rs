@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use podlane_dataplane::afxdp::{Heartbeats, PRIORITY_STEPS, Umem, clock};
+use podlane_dataplane::packet::ETHERNET_BYTES;
 use podlane_dataplane::table::{self, PortKind, Publisher, Tables};
 use podlane_dataplane::{PortId, limits};
 
@@ -209,8 +210,6 @@ fn count_between(
     }
     Ok(())
 }
-
-const ETHERNET_BYTES: u32 = 14;
 
 /// The largest frame, bytes with Ethernet header, of sockets that take frames in pieces or do not.
 fn max_frame(in_pieces: bool) -> u32 {
@@ -620,7 +619,7 @@ impl Daemon {
             pods: pods.map(|port| port.ifindex).collect(),
             kernel_path: self.ports.on_kernel_path().collect(),
             uplinks: self.config.uplinks.iter().map(|name| name.as_str()).collect(),
-            most_by_sockets: max_frame(in_pieces) - ETHERNET_BYTES,
+            most_by_sockets: max_frame(in_pieces) - ETHERNET_BYTES as u32,
         });
     }
 
