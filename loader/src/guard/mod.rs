@@ -89,6 +89,8 @@ pub struct Guards {
     /// By port's interface, for as long as that is there: a port that is closed and opened again, and a daemon that takes
     /// another's place, are no way out of a guard.
     settled: BTreeMap<u32, Settled>,
+    /// What was said last of addresses that are refused, by port's interface.
+    told: BTreeMap<u32, Vec<String>>,
     /// The interfaces of the open ports.
     open: BTreeSet<u32>,
     table: Arc<GuardTable>,
@@ -114,6 +116,7 @@ impl Guards {
             pause: PAUSE,
             looked_at_all: now,
             settled: BTreeMap::new(),
+            told: BTreeMap::new(),
             open: BTreeSet::new(),
             table: Arc::default(),
             cni: None,
@@ -166,6 +169,7 @@ impl Guards {
         self.open = ports.iter().map(|port| port.ifindex).collect();
         self.seen.retain(|ifindex, _| self.open.contains(ifindex));
         self.settled.retain(|ifindex, _| world.links.contains_key(ifindex));
+        self.told.retain(|ifindex, _| world.links.contains_key(ifindex));
         self.due.retain(|ifindex| self.open.contains(ifindex));
         // Where no guard is wanted, pods are left alone.
         if ports.iter().any(|port| self.choice(port, world).0 != GuardChoice::Off) {
@@ -185,6 +189,12 @@ impl Guards {
         self.settled.extend(settled);
         let untold = claims.iter().filter(|claim| claim.cni.is_none()).map(|claim| claim.ifindex);
         self.new = untold.filter(|ifindex| self.is_new(*ifindex)).collect();
+        for claim in &claims {
+            // One event for the pod, whose text is no part of what the log tells one complaint from another by: a pod chooses it.
+            if let Some(addresses) = self.news_of_refused(claim.ifindex) {
+                tracing::warn!(interface = claim.name, addresses, "a pod has addresses that it may not send from");
+            }
+        }
         let guard =
             |port: &PodPort<'_>| Some((port.id, self.settled.get(&port.ifindex)?.guard.as_ref().ok().copied()?));
         let grown = ports.iter().filter(|port| !self.new.contains(&port.ifindex));
@@ -194,6 +204,18 @@ impl Guards {
             self.table = Arc::new(table);
         }
         changed
+    }
+
+    /// Refused addresses of a port that were not told of yet. Of a new pod nothing is told: a pod is looked at later than what
+    /// is known of the node was heard, so that it may have an address of a network that the bridge is about to get.
+    fn news_of_refused(&mut self, ifindex: u32) -> Option<String> {
+        let refused = &self.settled.get(&ifindex).filter(|_| !self.new.contains(&ifindex))?.refused;
+        let told = self.told.entry(ifindex).or_default();
+        if told == refused {
+            return None;
+        }
+        told.clone_from(refused);
+        (!told.is_empty()).then(|| told.join("; "))
     }
 
     /// An interface that is closed and opened again (its bridge was re-made) is no new one.
@@ -294,11 +316,6 @@ fn is_by_plugin(name: &str, mac: MacAddr) -> bool {
 
 /// Logs what changed for one port.
 fn tell(claim: &Claim, new: &Settled, old: Option<&Settled>) {
-    // One event for the pod, whose text is no part of what the log tells one complaint from another by: a pod chooses it.
-    if !new.refused.is_empty() && old.is_none_or(|old| old.refused != new.refused) {
-        let addresses = new.refused.join("; ");
-        tracing::warn!(interface = claim.name, addresses, "a pod has addresses that it may not send from");
-    }
     let reason = |settled: &Settled| settled.guard.as_ref().err().cloned();
     match (old.map(reason), reason(new)) {
         (Some(old), new) if old == new => {}
@@ -343,6 +360,24 @@ mod tests {
         world.links.insert(7, link);
         guards.follow(&world, 1, &[port], None);
         assert_eq!(guards.table().get(port.id), None, "another interface");
+    }
+
+    #[test]
+    fn what_a_new_pod_may_not_have_is_told_when_it_is_no_longer_new() {
+        let mut guards = open(GuardChoice::Cluster);
+        let refused = vec!["10.1.2.3: no".to_owned(), "10.1.2.4: no".to_owned()];
+        let own = Guard::new([MacAddr::new([2, 0, 0, 0, 0, 1])], [[10, 244, 1, 2].into()]).unwrap();
+        guards.settled.insert(7, Settled { refused, ..Settled::adopted(own) });
+        guards.new.insert(7);
+        assert_eq!(guards.news_of_refused(7), None);
+        guards.new.clear();
+        assert_eq!(guards.news_of_refused(7).as_deref(), Some("10.1.2.3: no; 10.1.2.4: no"));
+        assert_eq!(guards.news_of_refused(7), None, "it was told");
+        guards.settled.get_mut(&7).unwrap().refused.clear();
+        assert_eq!(guards.news_of_refused(7), None, "there is nothing to complain of");
+        guards.settled.get_mut(&7).unwrap().refused.push("10.1.2.3: no".to_owned());
+        assert!(guards.news_of_refused(7).is_some(), "again");
+        assert_eq!(guards.news_of_refused(8), None);
     }
 
     #[test]
