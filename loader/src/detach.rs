@@ -159,8 +159,8 @@ fn take_off(pins: &Pins, kernel: &mut Kernel, report: &mut Report) -> Result<(),
             report.offloads.push(name(ifindex));
         }
     }
+    pins.take_off(&plan.links)?;
     for (hook, ifindex) in plan.links {
-        pins.take_off(hook, ifindex)?;
         let hook = if hook == Hook::Tcx { "tcx" } else { "xdp" };
         report.programs.push(TakenOff { interface: name(ifindex), ifindex, hook });
     }

@@ -284,10 +284,8 @@ impl Ports {
             .filter(|port| is_another(port, wanted.get(&port.link.ifindex).copied(), steering))
             .map(|port| port.link.ifindex)
             .collect();
-        for ifindex in gone {
-            self.begin_closing(ifindex, steering);
-            changed = true;
-        }
+        changed |= !gone.is_empty();
+        self.begin_closing(&gone, steering);
         self.refused.retain(|ifindex, _| wanted.contains_key(ifindex));
         self.more = false;
         let mut begun: Option<Instant> = None;
@@ -508,17 +506,18 @@ impl Ports {
         self.refused.insert(link.ifindex, refusal);
     }
 
-    fn begin_closing(&mut self, ifindex: u32, steering: &mut Steering) {
-        let Some(port) = self.open.remove(&ifindex) else { return };
-        steering.detach(ifindex);
-        steering.detach_repeat(ifindex);
-        for queue in &port.queues {
-            if let Err(error) = steering.clear_socket(port.id, queue.queue) {
-                // Without program nothing is steered there any more; the entry goes with the socket.
-                tracing::debug!(%error, port = %port.id, "clearing a socket");
+    fn begin_closing(&mut self, interfaces: &[u32], steering: &mut Steering) {
+        steering.detach(interfaces);
+        for port in interfaces.iter().filter_map(|ifindex| self.open.remove(ifindex)) {
+            steering.detach_repeat(port.link.ifindex);
+            for queue in &port.queues {
+                if let Err(error) = steering.clear_socket(port.id, queue.queue) {
+                    // Without program nothing is steered there any more; the entry goes with the socket.
+                    tracing::debug!(%error, port = %port.id, "clearing a socket");
+                }
             }
+            self.closing.push(port);
         }
-        self.closing.push(port);
     }
 
     /// The second half of closing and of changing a path, after tables were published that say so. Returns what was closed.
@@ -528,12 +527,16 @@ impl Ports {
         for port in self.open.values_mut().filter(|port| !port.steered) {
             steer(port, steering);
         }
+        let mut unsteered = Vec::new();
         for port in self.open.values_mut().filter(|port| port.switching) {
             port.switching = false;
             keep_polling(port, steering, kernel);
-            let other = if port.path == Path::AfXdp { Path::Kernel } else { Path::AfXdp };
-            detach(&port.link, other, steering);
+            match port.path {
+                Path::AfXdp => steering.retire_repeat(port.link.ifindex),
+                Path::Kernel => unsteered.push(port.link.ifindex),
+            }
         }
+        steering.detach(&unsteered);
         let mut closed = Vec::new();
         for mut port in std::mem::take(&mut self.closing) {
             stop_polling(&mut port, steering, kernel);
@@ -575,7 +578,7 @@ impl Ports {
         self.open.values_mut().for_each(|port| stop_polling(port, steering, kernel));
         let ports = self.open.values().filter(|port| port.link.kind != PortKind::Host);
         let all: Vec<u32> = ports.map(|port| port.link.ifindex).collect();
-        all.into_iter().for_each(|ifindex| self.begin_closing(ifindex, steering));
+        self.begin_closing(&all, steering);
     }
 }
 
@@ -660,7 +663,7 @@ fn stop_polling(port: &mut OpenPort, steering: &Steering, kernel: &mut Kernel) {
 
 fn detach(link: &Candidate, path: Path, steering: &mut Steering) {
     match path {
-        Path::AfXdp => steering.detach(link.ifindex),
+        Path::AfXdp => steering.detach(&[link.ifindex]),
         Path::Kernel => steering.detach_repeat(link.ifindex),
     }
 }

@@ -42,7 +42,7 @@ impl Steering {
         // There can be one XDP program, so one in the other mode has to go first.
         let other = if mode == XdpMode::Native { XdpMode::Generic } else { XdpMode::Native };
         if let Some(link) = self.adopted.remove(&(Hook::Xdp(other), ifindex)) {
-            self.release(Hook::Xdp(other), ifindex, &link);
+            self.release(vec![(Hook::Xdp(other), ifindex, link)]);
         }
         let create = || sys::create_link(program.as_fd(), ifindex, mode);
         let created = self.adopt_link(Hook::Xdp(mode), ifindex, program.as_fd(), create);
@@ -52,18 +52,20 @@ impl Steering {
         Ok(mode)
     }
 
-    /// Takes the program off interface `ifindex`, an earlier daemon's as well. When this returns no frame enters the program
-    /// there any more. It is no error if it was not attached or the interface is gone.
-    pub fn detach(&mut self, ifindex: u32) {
-        if let Some((mode, link)) = self.links.remove(&ifindex) {
-            self.release(Hook::Xdp(mode), ifindex, &link);
-            self.leave_device(ifindex);
+    /// Takes the program off these interfaces, an earlier daemon's as well. When this returns no frame enters the program there
+    /// any more. It is no error if it was not attached or the interface is gone. Takes some ten milliseconds, however many
+    /// they are.
+    pub fn detach(&mut self, interfaces: &[u32]) {
+        let mut links = Vec::new();
+        for ifindex in interfaces {
+            let own = self.links.remove(ifindex);
+            links.extend(own.map(|(mode, link)| (Hook::Xdp(mode), *ifindex, link)));
+            let hooks = [XdpMode::Native, XdpMode::Generic].map(Hook::Xdp);
+            let adopted = |hook| Some((hook, *ifindex, self.adopted.remove(&(hook, *ifindex))?));
+            links.extend(hooks.into_iter().filter_map(adopted));
         }
-        for mode in [XdpMode::Native, XdpMode::Generic] {
-            if let Some(link) = self.adopted.remove(&(Hook::Xdp(mode), ifindex)) {
-                self.release(Hook::Xdp(mode), ifindex, &link);
-            }
-        }
+        self.release(links);
+        interfaces.iter().for_each(|ifindex| self.leave_device(*ifindex));
     }
 
     /// Interfaces that the program is attached to, and how.

@@ -13,6 +13,7 @@ mod generation;
 mod layout;
 mod load;
 pub mod pins;
+mod quiet;
 mod repeat;
 mod sync;
 mod sys;
@@ -226,9 +227,8 @@ impl Steering {
     /// When all ports have asked for their links: detaches those that nobody wants any more, and removes the maps of another
     /// layout, which no program uses now.
     pub fn settle(&mut self) {
-        for ((hook, ifindex), link) in std::mem::take(&mut self.adopted) {
-            self.release(hook, ifindex, &link);
-        }
+        let adopted = std::mem::take(&mut self.adopted);
+        self.release(adopted.into_iter().map(|((hook, ifindex), link)| (hook, ifindex, link)).collect());
         for ifindex in std::mem::take(&mut self.adopted_filters) {
             self.release_filter(ifindex);
         }
@@ -279,13 +279,16 @@ impl Steering {
         self.pins.as_ref()
     }
 
-    /// Detaches a link for good.
-    fn release(&self, hook: Hook, ifindex: u32, link: &OwnedFd) {
-        sys::detach_link(link.as_fd());
-        if let Some(pins) = &self.pins
-            && let Err(error) = pins.clear(pins::Entry::Link(hook, ifindex))
-        {
-            tracing::warn!(%error, "removing a pin");
+    /// Detaches links for good.
+    fn release(&self, links: Vec<(Hook, u32, OwnedFd)>) {
+        quiet::quieten(links.iter().map(|(hook, _, link)| (*hook, link.as_fd())));
+        for (hook, ifindex, link) in links {
+            sys::detach_link(link.as_fd());
+            if let Some(pins) = &self.pins
+                && let Err(error) = pins.clear(pins::Entry::Link(hook, ifindex))
+            {
+                tracing::warn!(%error, "removing a pin");
+            }
         }
     }
 
@@ -303,7 +306,7 @@ impl Steering {
                 Ok(()) => return Ok(link),
                 Err(error) => {
                     tracing::debug!(%error, ifindex, "updating a link; it is made anew");
-                    self.release(hook, ifindex, &link);
+                    self.release(vec![(hook, ifindex, link)]);
                 }
             }
         }

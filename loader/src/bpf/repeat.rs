@@ -2,7 +2,9 @@
 //!
 //! A tcx link is pinned, or goes with this process, like an XDP link. A clsact filter stays behind a process that ends
 //! without removing it; what it then does is pass every frame, because nobody shows any more that the tables are kept up to
-//! date ([`podlane_dataplane::limits::TABLES_STALE_MS`]), and the next start replaces it.
+//! date ([`podlane_dataplane::limits::TABLES_STALE_MS`]), and the next start replaces it. To make or remove its qdisc, the
+//! kernel takes the interface's queue out of service for a moment, and drops what it is about to send there
+//! (`net/sched/sch_api.c`, `qdisc_graft`). So a filter stays for as long as the port is open, whatever path that takes.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -86,13 +88,19 @@ pub(super) fn best_kind() -> TcKind {
 impl Steering {
     /// Attaches the tc program to tc ingress of interface `ifindex` of the calling thread's network namespace; `name` is for
     /// messages. It forwards nothing before the port's path is [`podlane_dataplane::table::Path::Kernel`] in the tables.
-    /// Attaching again changes nothing.
+    /// Attaching again changes nothing, unless somebody took a filter away.
     ///
     /// # Errors
     /// See [`AttachError`]; the interface stays as it was.
     pub fn attach_repeat(&mut self, ifindex: u32, name: &str) -> Result<(), AttachError> {
-        if self.tc_links.contains_key(&ifindex) {
-            return Ok(());
+        let is_there = |link: &mut TcLink| match link {
+            TcLink::Tcx(_) => true,
+            TcLink::Clsact(filter) => filter.hook.query().is_ok(),
+        };
+        match self.tc_links.get_mut(&ifindex).map(is_there) {
+            Some(true) => return Ok(()),
+            Some(false) => self.forget_filter(ifindex),
+            None => {}
         }
         let program = self.repeat_program(name)?.as_fd().try_clone_to_owned();
         let program = program.map_err(|source| AttachError::Other { name: name.to_owned(), source })?;
@@ -113,14 +121,14 @@ impl Steering {
     /// interface is gone.
     pub fn detach_repeat(&mut self, ifindex: u32) {
         match self.tc_links.remove(&ifindex) {
-            Some(TcLink::Tcx(link)) => self.release(Hook::Tcx, ifindex, &link),
+            Some(TcLink::Tcx(link)) => self.release(vec![(Hook::Tcx, ifindex, link)]),
             Some(TcLink::Clsact(mut filter)) => {
                 filter.remove();
                 self.unmark(ifindex);
             }
             None => {
                 if let Some(link) = self.adopted.remove(&(Hook::Tcx, ifindex)) {
-                    self.release(Hook::Tcx, ifindex, &link);
+                    self.release(vec![(Hook::Tcx, ifindex, link)]);
                 }
                 if self.take_filter(ifindex) {
                     self.release_filter(ifindex);
@@ -167,6 +175,22 @@ impl Steering {
     /// Removes a filter that an earlier daemon left.
     pub(super) fn release_filter(&self, ifindex: u32) {
         remove_filter(self.native.as_fd(), self.pins.as_ref(), ifindex);
+        self.unmark(ifindex);
+    }
+
+    /// Takes the tc program off a port that has left the kernel path, unless that costs it packets; it passes everything there.
+    pub fn retire_repeat(&mut self, ifindex: u32) {
+        if !matches!(self.tc_links.get(&ifindex), Some(TcLink::Clsact(_))) {
+            self.detach_repeat(ifindex);
+        }
+    }
+
+    /// Somebody took the filter away. A qdisc that is there may be theirs by now.
+    fn forget_filter(&mut self, ifindex: u32) {
+        if let Some(TcLink::Clsact(filter)) = self.tc_links.get_mut(&ifindex) {
+            filter.stays = true;
+        }
+        self.tc_links.remove(&ifindex);
         self.unmark(ifindex);
     }
 

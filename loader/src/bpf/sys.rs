@@ -5,7 +5,6 @@
 use std::ffi::{CString, c_void};
 use std::io;
 use std::marker::PhantomData;
-#[cfg(any(test, not(target_arch = "x86_64")))]
 use std::os::fd::AsFd;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +12,6 @@ use std::path::Path;
 use std::ptr::NonNull;
 
 use libbpf_rs::libbpf_sys;
-#[cfg(any(test, not(target_arch = "x86_64")))]
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::XdpMode;
@@ -89,6 +87,43 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) {
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers but the absent options; both descriptors are open during the call.
     succeeded(unsafe { libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null()) })
+}
+
+/// Loads an XDP program that passes every frame and looks at nothing.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn load_passing() -> io::Result<OwnedFd> {
+    // r0 = XDP_PASS; exit (RFC 9669, 4.1 and 4.3).
+    let instruction =
+        |code: u32, immediate: i32| libbpf_sys::bpf_insn { code: code as u8, imm: immediate, ..Default::default() };
+    let instructions = [
+        instruction(libbpf_sys::BPF_ALU64 | libbpf_sys::BPF_MOV | libbpf_sys::BPF_K, libbpf_sys::XDP_PASS as i32),
+        instruction(libbpf_sys::BPF_JMP | libbpf_sys::BPF_EXIT, 0),
+    ];
+    let mut options = libbpf_sys::bpf_prog_load_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_load_opts>() as libbpf_sys::size_t,
+        expected_attach_type: libbpf_sys::BPF_XDP,
+        // An interface whose frames are longer than a page takes no other.
+        prog_flags: libbpf_sys::BPF_F_XDP_HAS_FRAGS,
+        ..Default::default()
+    };
+    // SAFETY: the strings, the instructions and the options live through the call, with their lengths beside them.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_XDP,
+            c"podlane_pass".as_ptr(),
+            c"Dual BSD/GPL".as_ptr(),
+            instructions.as_ptr(),
+            instructions.len() as libbpf_sys::size_t,
+            &raw mut options,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// What a link of ours can be.
@@ -334,21 +369,23 @@ extern "C" fn call_reader(reader: *mut c_void, _cpu: i32, data: *mut c_void, byt
 /// programs notice by themselves ([`super::generation`]).
 pub(super) fn wait_for_programs() {
     #[cfg(not(target_arch = "x86_64"))]
+    wait_for_all_programs();
+}
+
+/// Waits until every BPF program that ran when this was called has ended: some ten milliseconds.
+pub(super) fn wait_for_all_programs() {
+    /// `MEMBARRIER_CMD_GLOBAL` (`linux/membarrier.h`): an RCU grace period.
+    const GLOBAL: nix::libc::c_int = 1;
+    // SAFETY: no pointers.
+    if unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, GLOBAL, 0, 0) } != 0
+        && let Err(error) = wait_by_a_map()
     {
-        /// `MEMBARRIER_CMD_GLOBAL` (`linux/membarrier.h`): an RCU grace period.
-        const GLOBAL: nix::libc::c_int = 1;
-        // SAFETY: no pointers.
-        if unsafe { nix::libc::syscall(nix::libc::SYS_membarrier, GLOBAL, 0, 0) } != 0
-            && let Err(error) = wait_by_a_map()
-        {
-            tracing::warn!(%error, "waiting for programs that run to end");
-        }
+        tracing::warn!(%error, "waiting for programs that run to end");
     }
 }
 
 /// The same where the kernel refuses it: with CPUs that have no tick (`nohz_full`). Whoever writes to a map of maps is not
 /// answered before a grace period is over (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`).
-#[cfg(any(test, not(target_arch = "x86_64")))]
 fn wait_by_a_map() -> libbpf_rs::Result<()> {
     let mut options = libbpf_sys::bpf_map_create_opts {
         sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
@@ -401,6 +438,15 @@ pub(super) fn test_run(
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_program_that_passes_everything_is_loaded() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: a_program_that_passes_everything_is_loaded (needs root)");
+            return;
+        }
+        super::load_passing().unwrap();
+    }
+
     #[test]
     fn a_map_of_maps_can_be_waited_for() {
         if !nix::unistd::geteuid().is_root() {

@@ -1,5 +1,7 @@
 //! Attaching and detaching, and every refusal that can be had on this machine.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use podlane::bpf::{AttachError, Steering, XdpMode};
 
 use crate::net::{self, Namespace, ifindex, ip};
@@ -24,12 +26,61 @@ fn native_means_native_and_dropping_detaches() {
         // Once more changes nothing.
         assert_eq!(steering.attach(ifindex("host"), "host", XdpMode::Generic).unwrap(), XdpMode::Native);
         assert_eq!(steering.attached().collect::<Vec<_>>(), [(ifindex("host"), XdpMode::Native)]);
-        steering.detach(ifindex("host"));
-        steering.detach(ifindex("host"));
+        steering.detach(&[ifindex("host")]);
+        steering.detach(&[ifindex("host")]);
         assert!(!shown("host").contains("xdp"));
         steering.attach(ifindex("host"), "host", XdpMode::Native).unwrap();
         drop(steering);
         assert!(!shown("host").contains("xdp"));
+    });
+}
+
+/// Only with receive offload on does a veth go on polling, and its queue serving, while a program goes.
+#[test]
+fn programs_come_and_go_while_frames_flow() {
+    net::test("programs_come_and_go_while_frames_flow", || {
+        veth();
+        net::run("ethtool", "-K host gro on");
+        ip("link set host mtu 9000 up");
+        ip("link set pod mtu 9000 address 02:00:00:00:00:01 up");
+        ip("addr add 192.0.2.1/24 dev host");
+        let pod = Namespace::new();
+        ip(&format!("link set pod netns {}", pod.path()));
+        pod.enter(|| {
+            ip("link set pod up");
+            ip("addr add 192.0.2.2/24 dev pod");
+        });
+        let receiver = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+        receiver.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        let to = receiver.local_addr().unwrap();
+        let (sent, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        // Waits for one that was sent after now: others may still wait in the socket.
+        let receive = |sent: &AtomicU64| {
+            let next = sent.load(Ordering::SeqCst) + 1;
+            let mut number = [0; 8];
+            while u64::from_ne_bytes(number) < next {
+                receiver.recv(&mut number).unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            let sender = pod.enter(|| std::net::UdpSocket::bind("192.0.2.2:0").unwrap());
+            let (sent, stop) = (&sent, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    let number = sent.fetch_add(1, Ordering::SeqCst) + 1;
+                    let _ = sender.send_to(&number.to_ne_bytes(), to);
+                }
+            });
+            let mut steering = Steering::load().unwrap();
+            for _ in 0..30 {
+                steering.attach(ifindex("host"), "host", XdpMode::Native).unwrap();
+                receive(sent);
+                steering.detach(&[ifindex("host")]);
+                assert!(!shown("host").contains("xdp"));
+                receive(sent);
+            }
+            stop.store(true, Ordering::SeqCst);
+        });
     });
 }
 
@@ -46,7 +97,7 @@ fn what_was_attached_to_an_interface_before_is_lost() {
             ip("link del host");
             ip(&format!("link add name host index {index} type veth peer name pod"));
             assert!(steering.has_lost(index), "round {round}");
-            steering.detach(index);
+            steering.detach(&[index]);
             steering.detach_repeat(index);
             assert!(!steering.has_lost(index), "nothing is attached");
         }
@@ -90,7 +141,7 @@ fn a_foreign_program_is_named() {
                 format!("host already has XDP program id {id} ({program}); detach it or set `skip = [\"host\"]`");
             assert_eq!(error.to_string(), sentence);
             assert!(shown("host").contains(&format!("id {id}")));
-            first.detach(ifindex("host"));
+            first.detach(&[ifindex("host")]);
         }
         second.attach(ifindex("host"), "host", XdpMode::Native).unwrap();
     });
@@ -114,7 +165,7 @@ fn a_removed_interface_is_no_error_to_detach() {
         let h = ifindex("host");
         steering.attach(h, "host", XdpMode::Native).unwrap();
         ip("link del host");
-        steering.detach(h);
+        steering.detach(&[h]);
         let error = steering.attach(h, "host", XdpMode::Native).unwrap_err();
         assert_eq!(error.to_string(), "host is gone");
         assert!(steering.attach(u32::MAX, "host", XdpMode::Native).is_err());

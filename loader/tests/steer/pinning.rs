@@ -279,7 +279,7 @@ fn detach_takes_everything_off() {
         node.vouch();
         let found = place.0.found().unwrap();
         assert_eq!(found.len(), 3, "{found:?}");
-        place.0.take_off(podlane::bpf::pins::Hook::Tcx, ifindex("host-a")).unwrap();
+        place.0.take_off(&[(podlane::bpf::pins::Hook::Tcx, ifindex("host-a"))]).unwrap();
         assert!(!arrives(&node), "taken off at once, although somebody has it open");
     });
 }

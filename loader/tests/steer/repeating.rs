@@ -103,6 +103,36 @@ fn tcp_keeps_its_super_frames_at_clsact() {
 }
 
 #[test]
+fn a_filter_outlives_a_change_of_the_path_and_is_made_anew_if_somebody_took_it() {
+    net::test("a_filter_outlives_a_change_of_the_path", || {
+        let shown = |what: &str, more: &str| {
+            let arguments = format!("{what} show dev host-a {more}");
+            let output = Command::new("tc").args(arguments.split_whitespace()).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let filters = || shown("filter", "ingress").matches("handle 0x1").count();
+        let mut node = Node::new(TcKind::Clsact);
+        let index = ifindex("host-a");
+        node.steering.retire_repeat(index);
+        assert_eq!(filters(), 1, "a qdisc that is removed takes packets along");
+        node.steering.attach_repeat(index, "host-a").unwrap();
+        assert_eq!(filters(), 1);
+        net::run("tc", "filter del dev host-a ingress");
+        assert_eq!(filters(), 0);
+        node.steering.attach_repeat(index, "host-a").unwrap();
+        assert_eq!(filters(), 1);
+        // With another's qdisc in the place of ours.
+        net::run("tc", "qdisc del dev host-a clsact");
+        net::run("tc", "qdisc add dev host-a clsact");
+        node.steering.attach_repeat(index, "host-a").unwrap();
+        assert_eq!(filters(), 1);
+        node.steering.detach_repeat(index);
+        assert_eq!(filters(), 0);
+        assert!(shown("qdisc", "").contains("clsact"), "it was another's");
+    });
+}
+
+#[test]
 fn detaching_leaves_nothing() {
     net::test("detaching_leaves_nothing", || {
         let shown = || String::from_utf8(Command::new("tc").args(["qdisc", "show"]).output().unwrap().stdout).unwrap();

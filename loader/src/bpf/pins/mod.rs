@@ -33,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::MapHandle;
 
+use super::quiet;
 use super::sys::{self, LinkState};
 pub use layout::Layout;
 pub use plan::{Entry, Found, Hook, Kind, Plan, plan};
@@ -217,14 +218,21 @@ impl Pins {
         remove(&self.directory.join(name))
     }
 
-    /// Takes the program of a link off its interface, now.
+    /// Takes the programs of links off their interfaces, now.
     ///
     /// # Errors
-    /// If the pin cannot be opened or removed.
-    pub fn take_off(&self, hook: Hook, ifindex: u32) -> Result<(), PinError> {
-        let entry = Entry::Link(hook, ifindex);
-        sys::detach_link(self.link(&entry.name())?.as_fd());
-        self.clear(entry)
+    /// If a pin cannot be opened or removed.
+    pub fn take_off(&self, links: &[(Hook, u32)]) -> Result<(), PinError> {
+        let open = |(hook, ifindex): &(Hook, u32)| {
+            let entry = Entry::Link(*hook, *ifindex);
+            Ok((*hook, entry, self.link(&entry.name())?))
+        };
+        let opened = links.iter().map(open).collect::<Result<Vec<_>, PinError>>()?;
+        quiet::quieten(opened.iter().map(|(hook, _, link)| (*hook, link.as_fd())));
+        opened.into_iter().try_for_each(|(_, entry, link)| {
+            sys::detach_link(link.as_fd());
+            self.clear(entry)
+        })
     }
 
     /// Removes a clsact filter, and its qdisc if that is ours. Whether the filter was there.
