@@ -24,12 +24,13 @@ use podlane_dataplane::{MacAddr, PortId};
 use crate::config::GuardChoice;
 use crate::mirror::NetlinkError;
 use crate::mirror::World;
+use crate::mirror::world::Link;
 use crate::names::cni::CniNames;
 use crate::status::GuardStatus;
 use ends::{End, Ends};
 use settle::{Claim, Node, Settled};
 
-/// Ports whose pods are looked at in one go, which takes some milliseconds.
+/// Ports whose pods are looked at in one go, which takes some milliseconds, beyond those that were not looked at yet.
 const SWEEP: usize = 64;
 /// How long one go looks at pods that it has seen before: those with as much as is looked at take longer.
 const TURN: Duration = Duration::from_millis(20);
@@ -172,16 +173,20 @@ impl Guards {
         self.told.retain(|ifindex, _| world.links.contains_key(ifindex));
         self.due.retain(|ifindex| self.open.contains(ifindex));
         // Where no guard is wanted, pods are left alone.
-        if ports.iter().any(|port| self.choice(port, world).0 != GuardChoice::Off) {
+        if ports.iter().any(|port| self.choice(port.ifindex, port.name, world).0 != GuardChoice::Off) {
             self.due.extend(self.open.iter().filter(|ifindex| !self.seen.contains_key(ifindex)));
             self.look(world);
         } else {
             self.seen.clear();
             self.due.clear();
         }
-        let claims: Vec<Claim> = ports.iter().map(|port| self.claim(port, world, cni.as_deref())).collect();
+        let claim = |ifindex, name| self.claim(ifindex, name, world, cni.as_deref());
+        let claims: Vec<Claim> = ports.iter().map(|port| claim(port.ifindex, port.name)).collect();
+        let closed = self.closed(world, cni.as_deref()).map(|link| claim(link.ifindex, &link.name));
+        let all: Vec<Claim> = claims.iter().cloned().chain(closed).collect();
         let cluster = Some(&self.policy.cluster[..]).filter(|cluster| !cluster.is_empty());
-        let settled = settle::settle(&claims, &Node::of(world, bridge, cluster), &self.settled);
+        let mut settled = settle::settle(&all, &Node::of(world, bridge, cluster), &self.settled);
+        settled.retain(|ifindex, _| self.open.contains(ifindex));
         self.cni = cni;
         for (claim, new) in claims.iter().filter_map(|claim| Some((claim, settled.get(&claim.ifindex)?))) {
             tell(claim, new, self.settled.get(&claim.ifindex));
@@ -206,10 +211,21 @@ impl Guards {
         changed
     }
 
+    /// Interfaces of pods that are there without an open port (it is opened again, or never was, for a queueing discipline): what
+    /// such a pod has is no other's to take. That is settled when it has a port: what is in front of its interface is not seen
+    /// before. (The results of some plugins name the bridge as well, which has no other end.)
+    fn closed<'a>(&self, world: &'a World, cni: Option<&CniNames>) -> impl Iterator<Item = &'a Link> {
+        let is_told = move |link: &Link| link.peer.is_some() && cni.is_some_and(|cni| cni.get(&link.name).is_some());
+        let closed = world.links.values().filter(|link| !self.open.contains(&link.ifindex));
+        closed.filter(move |link| self.settled.contains_key(&link.ifindex) || is_told(link))
+    }
+
     /// Refused addresses of a port that were not told of yet. Of a new pod nothing is told: a pod is looked at later than what
     /// is known of the node was heard, so that it may have an address of a network that the bridge is about to get.
     fn news_of_refused(&mut self, ifindex: u32) -> Option<String> {
-        let refused = &self.settled.get(&ifindex).filter(|_| !self.new.contains(&ifindex))?.refused;
+        let settled =
+            self.settled.get(&ifindex).filter(|settled| settled.guard.is_ok() && !self.new.contains(&ifindex));
+        let refused = &settled?.refused;
         let told = self.told.entry(ifindex).or_default();
         if told == refused {
             return None;
@@ -232,13 +248,15 @@ impl Guards {
         self.born.get(&ifindex).copied().flatten().is_some_and(|born| born.elapsed() < NEW)
     }
 
-    /// Looks into some of the pods that are due; during a pause, into new ones only. A pod that vanishes meanwhile is unknown,
+    /// Looks into some of the pods that are due, and into all that are new; during a pause, into these only. A pod that vanishes meanwhile is unknown,
     /// as one that cannot be reached.
     fn look(&mut self, world: &World) {
         let begin = Instant::now();
         let pauses = begin.duration_since(self.looked) < self.pause;
-        let now = self.due.iter().copied().filter(|ifindex| !pauses || !self.seen.contains_key(ifindex));
-        let some: Vec<u32> = now.take(SWEEP).collect();
+        let (known, unknown): (Vec<u32>, Vec<u32>) =
+            self.due.iter().partition(|ifindex| self.seen.contains_key(ifindex));
+        // Of all of these together: those that are looked at before the others would be taken to have held what they have.
+        let some: Vec<u32> = unknown.into_iter().chain(known.into_iter().filter(|_| !pauses).take(SWEEP)).collect();
         for ifindex in &some {
             // Those that are known can wait.
             if begin.elapsed() > TURN && self.seen.contains_key(ifindex) {
@@ -255,24 +273,24 @@ impl Guards {
     }
 
     /// What is asked for of a port, and whether that follows from [`GuardChoice::Auto`].
-    fn choice(&self, port: &PodPort<'_>, world: &World) -> (GuardChoice, bool) {
-        let is_ours = || world.links.get(&port.ifindex).is_some_and(|link| is_by_plugin(&link.name, link.mac));
-        match self.policy.ports.get(port.name).copied().unwrap_or(self.policy.all) {
+    fn choice(&self, ifindex: u32, name: &str, world: &World) -> (GuardChoice, bool) {
+        let is_ours = || world.links.get(&ifindex).is_some_and(|link| is_by_plugin(&link.name, link.mac));
+        match self.policy.ports.get(name).copied().unwrap_or(self.policy.all) {
             GuardChoice::Auto if is_ours() => (GuardChoice::Cluster, true),
             GuardChoice::Auto => (GuardChoice::Off, true),
             choice => (choice, false),
         }
     }
 
-    fn claim(&self, port: &PodPort<'_>, world: &World, cni: Option<&CniNames>) -> Claim {
-        let (choice, is_auto) = self.choice(port, world);
+    fn claim(&self, ifindex: u32, name: &str, world: &World, cni: Option<&CniNames>) -> Claim {
+        let (choice, is_auto) = self.choice(ifindex, name, world);
         Claim {
-            ifindex: port.ifindex,
-            name: port.name.to_owned(),
+            ifindex,
+            name: name.to_owned(),
             choice,
             is_auto,
-            cni: cni.and_then(|cni| cni.get(port.name)).map(|pod| (pod.macs.clone(), pod.addresses.clone())),
-            end: self.seen.get(&port.ifindex).cloned().unwrap_or(End::Unknown("it is not looked at yet")),
+            cni: cni.and_then(|cni| cni.get(name)).map(|pod| (pod.macs.clone(), pod.addresses.clone())),
+            end: self.seen.get(&ifindex).cloned().unwrap_or(End::Unknown("it is not looked at yet")),
         }
     }
 
@@ -330,7 +348,6 @@ fn tell(claim: &Claim, new: &Settled, old: Option<&Settled>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mirror::world::Link;
 
     fn pod(ifindex: u32, name: &str) -> (PodPort<'_>, Link) {
         let port = PodPort { id: PortId(3), ifindex, name };
@@ -362,6 +379,53 @@ mod tests {
         assert_eq!(guards.table().get(port.id), None, "another interface");
     }
 
+    fn end(last: u8, addresses: &[u8]) -> End {
+        let addresses = addresses.iter().map(|last| [10, 244, 1, *last].into()).collect();
+        End::Own { macs: [MacAddr::new([2, 0, 0, 0, 0, last])].into(), addresses, more: false, behind: None }
+    }
+
+    #[test]
+    fn what_a_pod_has_is_not_free_while_its_port_is_closed() {
+        let own = Guard::new([MacAddr::new([2, 0, 0, 0, 0, 1])], [[10, 244, 1, 2].into()]).unwrap();
+        let ((victim, victims), (other, others)) = (pod(7, "veth7"), pod(8, "veth8"));
+        let other = PodPort { id: PortId(4), ..other };
+        let mut world = World::default();
+        world.links.extend([(7, victims), (8, others)]);
+        let mut guards = open(GuardChoice::Cluster);
+        guards.adopt(&[(7, own)]);
+        guards.seen.insert(8, end(2, &[2, 3]));
+        let has = |guards: &Guards, port: PodPort<'_>| {
+            let table = guards.table();
+            table.get(port.id).map(|guard| [2, 3].map(|last| guard.has4([10, 244, 1, last].into())))
+        };
+        guards.follow(&world, 1, &[other], None);
+        assert_eq!((has(&guards, victim), has(&guards, other)), (None, Some([false, true])));
+        guards.follow(&world, 1, &[victim, other], None);
+        assert_eq!((has(&guards, victim), has(&guards, other)), (Some([true, false]), Some([false, true])));
+        world.links.remove(&7);
+        guards.follow(&world, 1, &[other], None);
+        assert_eq!(has(&guards, other), Some([true, true]), "with the interface it is free");
+        let (_, link) = pod(9, "veth9");
+        let told = Arc::new(CniNames::of("veth9", [[10, 244, 1, 2].into()]));
+        world.links.insert(9, Link { peer: Some(2), ..link });
+        guards.follow(&world, 1, &[other], Some(Arc::clone(&told)));
+        assert_eq!(has(&guards, other), Some([false, true]), "of a pod whose port was never open");
+        assert!(!guards.settled.contains_key(&9), "which may have something in front of its interface");
+    }
+
+    /// Or those that are looked at first would hold what the others have as well.
+    #[test]
+    fn all_pods_that_were_not_seen_yet_are_looked_at_in_one_go() {
+        let links: Vec<(u32, String)> =
+            (10..10 + 3 * SWEEP as u32).map(|index| (index, format!("veth{index}"))).collect();
+        let mut world = World::default();
+        world.links.extend(links.iter().map(|(index, name)| (*index, pod(*index, name).1)));
+        let ports: Vec<_> = links.iter().map(|(index, name)| pod(*index, name).0).collect();
+        let mut guards = open(GuardChoice::Cluster);
+        guards.follow(&world, 1, &ports, None);
+        assert_eq!(guards.seen.len(), ports.len());
+    }
+
     #[test]
     fn what_a_new_pod_may_not_have_is_told_when_it_is_no_longer_new() {
         let mut guards = open(GuardChoice::Cluster);
@@ -377,6 +441,13 @@ mod tests {
         assert_eq!(guards.news_of_refused(7), None, "there is nothing to complain of");
         guards.settled.get_mut(&7).unwrap().refused.push("10.1.2.3: no".to_owned());
         assert!(guards.news_of_refused(7).is_some(), "again");
+        let unguarded = Settled {
+            guard: Err("no".to_owned()),
+            refused: vec!["10.1.2.5: no".to_owned()],
+            ..guards.settled[&7].clone()
+        };
+        guards.settled.insert(7, unguarded);
+        assert_eq!(guards.news_of_refused(7), None, "it may send from all");
         assert_eq!(guards.news_of_refused(8), None);
     }
 

@@ -83,7 +83,7 @@ impl Settled {
             why: self.guard.as_ref().err().cloned().unwrap_or_else(|| self.source.to_owned()),
             macs: texts(self.macs.iter().map(ToString::to_string).collect()),
             addresses: texts(self.addresses.iter().map(ToString::to_string).collect()),
-            refused: self.refused.clone(),
+            refused: texts(self.refused.clone()),
         }
     }
 }
@@ -200,11 +200,12 @@ pub fn settle(claims: &[Claim], node: &Node<'_>, before: &BTreeMap<u32, Settled>
     let mut refused: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
     let held_macs = |settled: &Settled| settled.macs.clone();
     let refuses_mac = |_, mac: MacAddr, ifindex| node.refuses_mac(mac, ifindex);
-    let mac_fits =
-        |ifindex, own: &BTreeSet<MacAddr>, _: MacAddr| !bound.contains(&ifindex) || own.len() < limits::MAX_GUARD_MACS;
+    // Of no pod more is kept than is looked at: one that is not guarded, and keeps what it had, may change it all the time.
+    let most = |ifindex: u32, guarded: usize| if bound.contains(&ifindex) { guarded } else { MOST };
+    let mac_fits = |ifindex, own: &BTreeSet<MacAddr>, _: MacAddr| own.len() < most(ifindex, limits::MAX_GUARD_MACS);
     let address_fits = |ifindex, own: &BTreeSet<IpAddr>, wish: IpAddr| {
         let of_family = own.iter().filter(|address| address.is_ipv4() == wish.is_ipv4());
-        !bound.contains(&ifindex) || of_family.count() < limits::MAX_GUARD_ADDRESSES
+        of_family.count() < most(ifindex, limits::MAX_GUARD_ADDRESSES)
     };
     let rounds = rounds(claims, before, own_macs, cni_macs, held_macs);
     let macs = distribute(rounds, &ports, (refuses_mac, mac_fits), &mut refused);
@@ -571,6 +572,28 @@ mod tests {
         assert!(addresses(&settled, 7).contains(&ip(2)), "which may be among those that were not seen");
         assert!(settled[&7].refused.last().is_some_and(|told| told.contains("more than 64 addresses")));
         assert!(settled[&7].refused.len() <= MOST_TOLD + 2);
+    }
+
+    /// One with something in front of its interface keeps what it had, and may have others each time that it is looked at.
+    #[test]
+    fn a_pod_that_is_not_guarded_does_not_gather_addresses_without_end() {
+        let mut settled = BTreeMap::new();
+        for turn in 0..10_u8 {
+            let addresses = (0..MOST as u8).map(|last| IpAddr::from([10, 244, turn, last])).collect();
+            let (macs, behind) = ([mac(turn)].into(), Some("a bridge".to_owned()));
+            let end = End::Own { macs, addresses, more: false, behind };
+            settled = settle(&[claim(7, end)], &Node::default(), &settled);
+        }
+        assert!(settled[&7].guard.is_err());
+        assert_eq!(settled[&7].addresses.len(), MOST);
+        let status = settled[&7].status();
+        assert!(!settled[&7].refused.is_empty() && status.refused.is_empty(), "it may send from all");
+        for last in 0..100 {
+            let end =
+                End::Own { macs: [mac(last)].into(), addresses: [].into(), more: false, behind: Some(String::new()) };
+            settled = settle(&[claim(7, end)], &Node::default(), &settled);
+        }
+        assert_eq!(settled[&7].macs.len(), MOST);
     }
 
     #[test]

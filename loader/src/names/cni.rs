@@ -55,6 +55,14 @@ pub struct CniNames {
 }
 
 impl CniNames {
+    /// One pod, by the host end of its veth.
+    #[cfg(test)]
+    pub(crate) fn of(interface: &str, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let name = PodName { namespace: None, pod: "pod".to_owned(), by: NamedBy::Cni };
+        let pod = CniPod { name, addresses: addresses.into_iter().collect(), macs: Vec::new() };
+        CniNames { pods: HashMap::from([(interface.to_owned(), pod)]), left_out: 0 }
+    }
+
     /// The pod at the other end of an interface of this node.
     pub fn get(&self, interface: &str) -> Option<&CniPod> {
         self.pods.get(interface)
