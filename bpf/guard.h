@@ -139,12 +139,12 @@ static __always_inline __u32 guard_arp(const struct snapshot *snapshot, const st
 	return guard_has_mac(guard, key) && is_own4(snapshot, from, guard, sender) ? 0 : DROP_FALSE_NEIGHBOUR;
 }
 
-/* Whether the loader still keeps the tables, without which a pod's addresses may be others by now. */
+/* Whether the loader kept the tables lately: after a while without it a pod's addresses may be others. */
 static __always_inline int guard_is_kept(const struct snapshot *snapshot)
 {
 	__u64 ns = *(const volatile __u64 *)&snapshot->generations->heartbeat_ns;
 
-	return (__s64)(bpf_ktime_get_coarse_ns() - ns) <= (__s64)(TABLES_STALE_MS * NS_PER_MS) && !is_torn(snapshot);
+	return (__s64)(bpf_ktime_get_coarse_ns() - ns) <= (__s64)(GUARD_STALE_MS * NS_PER_MS) && !is_torn(snapshot);
 }
 
 /*

@@ -37,6 +37,8 @@
 #define WORKER_WAIT_MS 10
 /* Tables whose writer has shown no life for this long are not trusted any more, milliseconds. */
 #define TABLES_STALE_MS 1000
+/* The same for the source guard, milliseconds. */
+#define GUARD_STALE_MS 60000
 /* Of tables whose writer has shown no life for this long it is checked that the way out is still there, milliseconds. */
 #define TABLES_ORPHANED_MS 60
 

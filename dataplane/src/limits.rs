@@ -56,6 +56,9 @@ pub const NEAR_ROUTES: usize = 16_384;
 /// Tables in the BPF maps whose writer has shown no life for this long are not trusted any more, and the kernel path's
 /// frames go the kernel's own way.
 pub const TABLES_STALE_MS: u64 = 1000;
+/// The same for the source guard, which reads nothing but what a pod's own interface may send from: a restart or a daemon that is
+/// kept waiting opens no guard. Longer, and a pod whose address moved meanwhile would be cut off by what nobody corrects.
+pub const GUARD_STALE_MS: u64 = 60_000;
 /// Of tables whose writer has shown no life for this long the kernel path checks for every packet that its way out is still
 /// the interface that they mean. A little more than the time between two signs of life.
 pub const TABLES_ORPHANED_MS: u64 = 60;

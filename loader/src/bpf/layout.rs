@@ -420,13 +420,14 @@ mod tests {
             ("NEAR_INTERFACES", limits::NEAR_INTERFACES),
             ("NEAR_ROUTES", limits::NEAR_ROUTES),
             ("TABLES_STALE_MS", limits::TABLES_STALE_MS as usize),
+            ("GUARD_STALE_MS", limits::GUARD_STALE_MS as usize),
             ("TABLES_ORPHANED_MS", limits::TABLES_ORPHANED_MS as usize),
         ];
         for (name, value) in limits {
             assert_eq!(define(header, name), value as u64, "{name}");
         }
         let defines = header.lines().filter(|line| line.starts_with("#define MAX_")).count();
-        assert_eq!(defines + 7, limits.len(), "every limit of the header is compared");
+        assert_eq!(defines + 8, limits.len(), "every limit of the header is compared");
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use podlane_dataplane::MacAddr;
+use podlane_dataplane::afxdp::clock;
 use podlane_dataplane::forward::{DropReason, PassReason};
 use podlane_dataplane::table::{Fdb, FdbEntry, Guard, GuardTable, Path as ServedBy};
+use podlane_dataplane::{MacAddr, limits};
 
 use crate::frames::*;
 use crate::net;
@@ -220,15 +221,28 @@ fn what_would_pass_to_the_kernel_is_judged_too() {
 }
 
 #[test]
-fn a_guard_whose_tables_nobody_keeps_lets_everything_through() {
-    net::test("a_guard_whose_tables_nobody_keeps_lets_everything_through", || {
+fn a_guard_outlives_a_pause_of_the_daemon_and_not_its_end() {
+    net::test("a_guard_outlives_a_pause_of_the_daemon_and_not_its_end", || {
         let mut world = guarded(own());
         let foreign = arp(BRIDGED, POD_A, (1, 1));
-        assert_eq!(world.program(A, &foreign), Outcome::Dropped(DropReason::FalseNeighbour));
-        world.steering.vouch(1);
+        let beaten = |world: &World, age_ms: u64| world.steering.vouch(clock::coarse_ns() - age_ms * 1_000_000);
+        for path in [ServedBy::AfXdp, ServedBy::Kernel] {
+            world.change_port(A, |port| port.path = path);
+            let judged = |world: &mut World| match path {
+                ServedBy::AfXdp => world.program(A, &foreign) == Outcome::Dropped(DropReason::FalseNeighbour),
+                ServedBy::Kernel => {
+                    world.repeats(A, &foreign, 0) == Some(Repeated::Dropped(DropReason::FalseNeighbour))
+                }
+            };
+            for age_ms in [0, limits::TABLES_STALE_MS + 500, limits::GUARD_STALE_MS / 2] {
+                beaten(&world, age_ms);
+                assert!(judged(&mut world), "{path:?}, {age_ms} ms after the daemon's last sign of life");
+            }
+            beaten(&world, limits::GUARD_STALE_MS + 500);
+            assert!(!judged(&mut world), "{path:?}");
+        }
+        world.change_port(A, |port| port.path = ServedBy::AfXdp);
         assert_eq!(world.program(A, &foreign), Outcome::Passed(PassReason::NotIp));
-        world.change_port(A, |port| port.path = ServedBy::Kernel);
-        assert_eq!(world.repeats(A, &foreign, 0), Some(Repeated::Passed(PassReason::NotIp)));
     });
 }
 
