@@ -127,10 +127,13 @@ impl Pins {
     /// If that is not allowed, because bpffs is mounted read-only for example.
     pub fn create(&self) -> Result<(), PinError> {
         let mut made = Ok(());
-        // Another instance that leaves at this moment may take the directories above away while they are empty.
+        // Another instance that leaves at this moment may take the directories above away while they are empty; and this one,
+        // if it is of the same name, after it was found and before it is looked at.
+        let vanished =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists);
         for _ in 0..ATTEMPTS {
             made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
-            if !matches!(&made, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            if !made.as_ref().is_err_and(vanished) {
                 break;
             }
         }
