@@ -66,7 +66,11 @@ pub(super) fn kernel(release: &str) -> Line {
     }
     let features = [
         ((6, 6), "multi-buffer AF_XDP (without it frames over 4 KiB stay with the kernel)"),
-        ((6, 6), "tcx (without it the kernel path is a clsact filter, which a killed daemon leaves behind, passing)"),
+        (
+            (6, 6),
+            "tcx (without it the kernel path is a clsact filter, which a killed daemon leaves behind, passing; when a port first \
+             takes that path, what the kernel itself sends there meanwhile is lost, some milliseconds of it)",
+        ),
         ((6, 8), "AF_XDP TX metadata (without it workers compute checksums)"),
     ];
     let missing: Vec<_> = features
