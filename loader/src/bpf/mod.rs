@@ -281,9 +281,8 @@ impl Steering {
 
     /// Detaches links for good.
     fn release(&self, links: Vec<(Hook, u32, OwnedFd)>) {
-        quiet::quieten(links.iter().map(|(hook, _, link)| (*hook, link.as_fd())));
-        for (hook, ifindex, link) in links {
-            sys::detach_link(link.as_fd());
+        quiet::detach(links.iter().map(|(hook, _, link)| (*hook, link.as_fd())));
+        for (hook, ifindex, _) in links {
             if let Some(pins) = &self.pins
                 && let Err(error) = pins.clear(pins::Entry::Link(hook, ifindex))
             {

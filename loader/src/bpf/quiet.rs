@@ -13,9 +13,14 @@ use nix::libc;
 use super::pins::Hook;
 use super::sys;
 
-/// Makes links ready to be detached.
-pub(super) fn quieten<'a>(links: impl IntoIterator<Item = (Hook, BorrowedFd<'a>)>) {
-    let mut native = links.into_iter().filter(|(hook, _)| *hook == Hook::Xdp(super::XdpMode::Native)).peekable();
+/// Detaches links, now. Their pins stay.
+pub(super) fn detach<'a>(links: impl Iterator<Item = (Hook, BorrowedFd<'a>)> + Clone) {
+    quieten(links.clone());
+    links.for_each(|(_, link)| sys::detach_link(link));
+}
+
+fn quieten<'a>(links: impl Iterator<Item = (Hook, BorrowedFd<'a>)>) {
+    let mut native = links.filter(|(hook, _)| *hook == Hook::Xdp(super::XdpMode::Native)).peekable();
     if native.peek().is_none() {
         return;
     }

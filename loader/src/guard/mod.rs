@@ -248,8 +248,8 @@ impl Guards {
         self.born.get(&ifindex).copied().flatten().is_some_and(|born| born.elapsed() < NEW)
     }
 
-    /// Looks into some of the pods that are due, and into all that are new; during a pause, into these only. A pod that vanishes meanwhile is unknown,
-    /// as one that cannot be reached.
+    /// Looks into some of the pods that are due, and into all that were not looked at yet; during a pause, into these only. A pod
+    /// that vanishes meanwhile is unknown, as one that cannot be reached.
     fn look(&mut self, world: &World) {
         let begin = Instant::now();
         let pauses = begin.duration_since(self.looked) < self.pause;

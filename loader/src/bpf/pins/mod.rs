@@ -226,16 +226,10 @@ impl Pins {
     /// # Errors
     /// If a pin cannot be opened or removed.
     pub fn take_off(&self, links: &[(Hook, u32)]) -> Result<(), PinError> {
-        let open = |(hook, ifindex): &(Hook, u32)| {
-            let entry = Entry::Link(*hook, *ifindex);
-            Ok((*hook, entry, self.link(&entry.name())?))
-        };
+        let open = |(hook, ifindex): &(Hook, u32)| Ok((*hook, self.link(&Entry::Link(*hook, *ifindex).name())?));
         let opened = links.iter().map(open).collect::<Result<Vec<_>, PinError>>()?;
-        quiet::quieten(opened.iter().map(|(hook, _, link)| (*hook, link.as_fd())));
-        opened.into_iter().try_for_each(|(_, entry, link)| {
-            sys::detach_link(link.as_fd());
-            self.clear(entry)
-        })
+        quiet::detach(opened.iter().map(|(hook, link)| (*hook, link.as_fd())));
+        links.iter().try_for_each(|(hook, ifindex)| self.clear(Entry::Link(*hook, *ifindex)))
     }
 
     /// Removes a clsact filter, and its qdisc if that is ours. Whether the filter was there.
