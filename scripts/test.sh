@@ -74,16 +74,13 @@ step() {
     printf '── %s: %s, %d s\n' "$name" "$outcome" $((SECONDS - start))
 }
 
-# system_cases ARGUMENT…: the system suite with these arguments of its harness
-system_cases() { PODLANE_TEST_PATH=$TEST_PATH cargo test -q -p podlane-tests --test system -- "$@"; }
-
-# A worker that the machine keeps from running for a moment spoils a case. What failed is run once more, by itself, and must
-# pass then; the names are shown, so that a case that needs this often does not hide.
-system_suite() {
-    local filter=() log failed name again=0
-    [[ $QUICK == no ]] || filter=(::plain::)
+# A worker or a probe that the machine keeps from running for a moment spoils a case. What failed is run once more, by itself, and
+# must pass then; the names are shown, so that a case that needs this often does not hide.
+# twice FUNCTION ARGUMENT…: a suite, whose function hands its arguments on to the test's program
+twice() {
+    local log failed name again=0
     log=$(mktemp)
-    if system_cases "${filter[@]}" 2>&1 | tee "$log"; then
+    if "$@" 2>&1 | tee "$log"; then
         rm -f "$log"
         return 0
     fi
@@ -92,12 +89,20 @@ system_suite() {
     ((${#failed[@]} > 0 && ${#failed[@]} <= 40)) || return 1
     for name in "${failed[@]}"; do
         printf -- '-- once more: %s\n' "$name"
-        system_cases --exact "$name" || again=1
+        "$1" --exact "$name" || again=1
     done
     return "$again"
 }
 
-# A machine that is emulated stands still whenever this one does: what failed is run once more, as with the system suite.
+system_cases() { PODLANE_TEST_PATH=$TEST_PATH cargo test -q -p podlane-tests --test system -- "$@"; }
+
+system_suite() {
+    local filter=()
+    [[ $QUICK == no ]] || filter=(::plain::)
+    twice system_cases "${filter[@]}"
+}
+
+# A machine that is emulated stands still whenever this one does: what failed is run once more, as with the suites.
 virtual_machine() {
     local code=0
     scripts/vm-testbed.sh --short "$@" || code=$?
@@ -106,11 +111,13 @@ virtual_machine() {
     scripts/vm-testbed.sh --short "$@"
 }
 
-# Measures again by itself what the machine spoiled.
+chaos_cases() { cargo test -q -p podlane-tests --test chaos -- "${LONG[@]}" "$@"; }
+
+# Besides, it measures again by itself what it knows the machine to have spoiled.
 chaos_suite() {
     local filter=()
     [[ $TEST_PATH == all ]] || filter=("$TEST_PATH::")
-    cargo test -q -p podlane-tests --test chaos -- "${LONG[@]}" "${filter[@]}"
+    twice chaos_cases "${filter[@]}"
 }
 
 # cargo has an exit code of its own, so the program is found first and run by itself.

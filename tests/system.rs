@@ -202,7 +202,8 @@ fn run(
             Ok(())
         }
         // The testbed is dropped: whatever the case left in it does no harm to the next.
-        Err(error) => Err(anyhow::anyhow!("{error:#}\n{}", bed.describe())),
+        // What was wrong comes last: it stays when a log keeps no more than its end.
+        Err(error) => Err(anyhow::anyhow!("{}\n{error:#}", bed.describe())),
     }
 }
 

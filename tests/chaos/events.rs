@@ -110,7 +110,7 @@ fn judged(bed: &mut Bed, event: &Event, plan: &Plan, long: bool, report: &mut Re
         if again {
             continue;
         }
-        ensure!(faults.is_empty(), "{}\n{}", faults.join("\n"), measured.describe());
+        ensure!(faults.is_empty(), "{}\n{}", measured.describe(), faults.join("\n"));
         return Ok(());
     }
     bail!("the machine was too busy {ATTEMPTS} times")

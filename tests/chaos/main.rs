@@ -116,7 +116,8 @@ fn trial(
     run: impl FnOnce(&mut Bed, &mut Report) -> Result<()> + Send + 'static,
 ) -> Trial {
     let shared = shared.clone();
-    Trial::test(format!("{}::{name}", path.name()), move || {
+    let name = format!("{}::{name}", path.name());
+    Trial::test(name.clone(), move || {
         // A panic in a case leaves the lock poisoned, but what it guards is replaced below.
         let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bed = match shared.bed.take().filter(|bed| bed.path == path) {
@@ -128,8 +129,9 @@ fn trial(
                 shared.bed = Some(bed);
                 Ok(())
             }
-            // The testbed is dropped: whatever the event left in it does no harm to the next.
-            Err(error) => Err(Failed::from(format!("{error:#}\n{}", bed.describe()))),
+            // The testbed is dropped: whatever the event left in it does no harm to the next. What was wrong comes last, where
+            // it is read first, and stays when a log keeps no more than its end.
+            Err(error) => Err(Failed::from(format!("{}\n{name}: {error:#}", bed.describe()))),
         }
     })
 }
