@@ -15,7 +15,7 @@
 #   --path    of the system suite, only the cases without Podlane (then on testbeds of every shape, else only on the plain
 #             ones) or with it on that path
 #
-# The system tests end with two virtual machines (docs/zero-copy.md), which are skipped where they cannot be had.
+# The system tests end with three virtual machines (docs/zero-copy.md), which are skipped where they cannot be had.
 # Each step says how long it took, and the last line is "N passed, N failed, N skipped", after the names of those that could
 # not be run here. Exit code 0 if none failed.
 
