@@ -23,6 +23,8 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+readonly BPF_FS_MAGIC=cafe4a11 # linux/magic.h
+ARGUMENTS=("$@")
 QUICK=no LONG=() ONLY='' TEST_PATH=all
 PASSED=0 FAILED=0 SKIPPED=()
 
@@ -138,6 +140,13 @@ speed_guard() {
     local built=${CARGO_TARGET_DIR:-target}/debug
     PODLANE_BIN=$built/podlane PODLANE_E2E_REPORT=$built/e2e-report benches/e2e/run.sh --guard
 }
+
+# What Podlane pins needs bpffs, which systemd mounts and a bare container does not have. It is mounted for this run alone, in a
+# mount namespace of its own, so that a run beside this one neither needs nor loses it.
+if [[ $EUID -eq 0 && $(stat -f -c %t /sys/fs/bpf 2>/dev/null) != "$BPF_FS_MAGIC" ]]; then
+    # shellcheck disable=SC2016 # expanded in there
+    exec unshare --mount --propagation slave bash -c 'mount -t bpf bpf /sys/fs/bpf && exec "$0" "$@"' "$PWD/scripts/test.sh" "${ARGUMENTS[@]}"
+fi
 
 # A checkout that is built once only pays for what would make the second build fast, most of all with room on the disk.
 [[ -z ${CI:-} ]] || export CARGO_INCREMENTAL=0
