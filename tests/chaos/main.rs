@@ -29,7 +29,7 @@ use report::Report;
 struct Options {
     #[command(flatten)]
     tests: libtest_mimic::Arguments,
-    /// The full numbers: 10 s of SIGSTOP, 100 pods, 1,000 cycles of a pod, 100 restarts (about an hour).
+    /// The full numbers: 10 s of SIGSTOP, 100 pods, 1,000 cycles of a pod, 100 restarts (23 minutes).
     #[arg(long)]
     long: bool,
     /// Write what was measured as JSON.
