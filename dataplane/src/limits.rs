@@ -46,6 +46,12 @@ pub const MAX_FRAME: usize = 65_014;
 pub const UNWATCH_PACKETS: usize = 64;
 /// Turns with work between two looks for such queues.
 pub const UNWATCH_TURNS: u32 = 16;
+/// Packets of a turn from which on they come together by themselves, and a worker looks again at once.
+pub const PACE_PACKETS: usize = 16;
+/// Nanoseconds between packets, on an average, up to which a worker waits for some to come together.
+pub const PACE_PACKET_NS: u64 = 2_000;
+/// Nanoseconds for which it then leaves the rings alone: what that adds to the time of a packet at most.
+pub const PACE_NS: u64 = 2_000;
 /// Interfaces whose port the BPF programs find by looking at one place; a power of two. The others cost them a hash look-up.
 pub const NEAR_INTERFACES: usize = 4096;
 /// MAC addresses that the BPF programs find by looking at one place; 2^14. The others cost them a hash look-up.

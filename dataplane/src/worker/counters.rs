@@ -52,7 +52,8 @@ pub struct WorkerCounters {
     pub handoff_out: Counter,
     /// Packets taken from other workers.
     pub handoff_in: Counter,
-    /// Nanoseconds in which it had packets: from the last look that found none to the next one.
+    /// Nanoseconds in which it had packets: from the last look that found none to the next one, without the pauses in which it
+    /// lets packets come together.
     pub busy_ns: Counter,
     /// Learn reports made.
     pub learn_reports: Counter,

@@ -14,6 +14,7 @@ mod counter;
 mod counters;
 mod frames;
 mod handoff;
+mod pace;
 mod packet_path;
 mod residence;
 mod run;

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::pace::Pace;
 use super::{Command, Worker, WorkerCounters};
 use crate::afxdp::{Heartbeat, QueueIo, Slept, Waiter, clock};
 use crate::limits;
@@ -35,6 +36,7 @@ pub fn run<Q: QueueIo>(
     let mut busy = Busy { since_ns: clock::precise_ns(), noted_ns: 0 };
     let mut busy_turns = 0u32;
     let mut nap = Nap::default();
+    let mut pace = Pace::default();
     loop {
         let now_ns = clock::coarse_ns();
         heartbeat.beat(now_ns);
@@ -45,7 +47,8 @@ pub fn run<Q: QueueIo>(
                 return;
             }
         }
-        if worker.turn(tables.load(), (now_ns / 1_000_000_000) as u32) != 0 {
+        let packets = worker.turn(tables.load(), (now_ns / 1_000_000_000) as u32);
+        if packets != 0 {
             idle_since_ns = None;
             busy_turns = busy_turns.wrapping_add(1);
             if now_ns >= busy.noted_ns + BUSY_NOTE_NS {
@@ -53,6 +56,13 @@ pub fn run<Q: QueueIo>(
             }
             if busy_turns.is_multiple_of(limits::UNWATCH_TURNS) {
                 worker.unwatch_busy(&waiter);
+            }
+            if packets < limits::PACE_PACKETS {
+                let now_ns = clock::precise_ns();
+                if let Some(until_ns) = pace.pause(packets, now_ns) {
+                    busy.idle(now_ns, true, worker.counters());
+                    busy.idle(wait_until(until_ns), false, worker.counters());
+                }
             }
             continue;
         }
@@ -71,6 +81,17 @@ pub fn run<Q: QueueIo>(
         // Woken for nothing but the heartbeat, it goes back to sleep at once.
         idle_since_ns = Some(0);
         busy.since_ns = clock::precise_ns();
+    }
+}
+
+/// Looks at nothing but the clock until it says `until_ns`; what it says then.
+fn wait_until(until_ns: u64) -> u64 {
+    loop {
+        let now_ns = clock::precise_ns();
+        if now_ns >= until_ns {
+            return now_ns;
+        }
+        std::hint::spin_loop();
     }
 }
 

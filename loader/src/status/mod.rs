@@ -161,7 +161,8 @@ pub struct WorkerStatus {
     pub residence: ResidenceStatus,
     /// Ports on which it owns a queue.
     pub ports: u32,
-    /// Nanoseconds in which it had packets, since its start: from the first of them to the first look that found none.
+    /// Nanoseconds in which it had packets, since its start: from the first of them to the first look that found none, without
+    /// the pauses in which it lets packets come together.
     #[serde(default)]
     pub busy_ns: u64,
     /// UMEM frames that wait in its RX rings.
