@@ -187,8 +187,10 @@ const fn pass_advice(reason: PassReason) -> (&'static str, &'static str) {
              how the others can be had back.",
         ),
         PassReason::Netfilter => (
-            "Rules of a network policy or a firewall in a forward, prerouting or postrouting chain; `podlane status` names them.",
-            "Nothing, if those rules shall apply to pods. `bypass_netfilter = true` if they need not (docs/services.md).",
+            "Rules of a network policy or a firewall in a forward, prerouting or postrouting chain, or a service whose address is \
+             one of the cluster's; `podlane status` names them.",
+            "Nothing, if those rules shall apply to pods. `bypass_netfilter = true` if they need not; keep service addresses out \
+             of `cluster_cidrs` (docs/services.md).",
         ),
     }
 }

@@ -20,6 +20,8 @@ pub fn cases() -> Vec<Case> {
         families("nftables", |bed, family| services(bed, family, "nftables")),
         families("one_source_port", one_source_port),
         families("refused_by_a_backend", refused_by_a_backend),
+        families("within_the_cluster_iptables", |bed, family| within_the_cluster(bed, family, "iptables")),
+        families("within_the_cluster_nftables", |bed, family| within_the_cluster(bed, family, "nftables")),
         families("connection_survives", connection_survives),
         podlane_families("network_policy", network_policy),
         podlane_families("network_policy_bypassed", network_policy_bypassed),
@@ -62,21 +64,31 @@ impl Rules {
     }
 
     fn install(bed: &Bed, mode: &'static str, family: Family) -> Result<Rules> {
-        let mut script = Self::script("rules", mode, family);
-        script.arg(family.pick("10.244.0.0/16", "fd00:10:244::/48"));
         let backend =
             |pod: &str| -> Result<String> { Ok(SocketAddr::new(bed.address(pod, family)?, BACKEND).to_string()) };
         let (near, far, own) = (backend("pod2")?, backend("pod4")?, backend("pod1")?);
+        let mut services = Vec::new();
         for protocol in ["tcp", "udp"] {
             let cluster = |number, to: &str| {
                 format!("s{number}-{protocol}/{protocol}/cluster/{}/80/Cluster/{to}", service_address(number, family))
             };
-            script.args([cluster(1, &near), cluster(2, &far), cluster(3, &own), cluster(4, &format!("{near},{far}"))]);
+            services.extend([
+                cluster(1, &near),
+                cluster(2, &far),
+                cluster(3, &own),
+                cluster(4, &format!("{near},{far}")),
+            ]);
             let port =
                 |kind, port, policy, to: &str| format!("p{port}-{protocol}/{protocol}/{kind}/-/{port}/{policy}/{to}");
-            script.args([port("node", 30_080, "Cluster", &far), port("node", 30_081, "Cluster", &near)]);
-            script.args([port("node", 30_082, "Local", &near), port("host", 8081, "Local", &near)]);
+            services.extend([port("node", 30_080, "Cluster", &far), port("node", 30_081, "Cluster", &near)]);
+            services.extend([port("node", 30_082, "Local", &near), port("host", 8081, "Local", &near)]);
         }
+        Self::install_services(bed, mode, family, &services)
+    }
+
+    fn install_services(bed: &Bed, mode: &'static str, family: Family, services: &[String]) -> Result<Rules> {
+        let mut script = Self::script("rules", mode, family);
+        script.arg(family.pick("10.244.0.0/16", "fd00:10:244::/48")).args(services);
         let rules = command::run(&mut script, PATIENCE)?;
         let restore = family.pick("iptables-restore", "ip6tables-restore");
         match mode {
@@ -234,6 +246,33 @@ fn refused_by_a_backend(bed: &mut Bed, family: Family) -> Result<()> {
     let refused = ask(bed, "pod1", &[direct], true, &[]).expect_err("nobody listens");
     ensure!(format!("{refused:#}").contains("refused"), "the client is not told: {refused:#}");
     rules.remove(bed)
+}
+
+/// A service whose address is one of the cluster's own networks, like a pod's: it is found in kube-proxy's rules and named, and
+/// what is routed is left to the kernel, which translates it.
+fn within_the_cluster(bed: &mut Bed, family: Family, mode: &'static str) -> Result<()> {
+    let address: IpAddr = family.pick("10.244.9.1", "fd00:10:244:9::1").parse()?;
+    let service = SocketAddr::new(address, 80);
+    let backend = SocketAddr::new(bed.address("pod4", family)?, BACKEND);
+    let services = ["tcp", "udp"].map(|kind| format!("in-{kind}/{kind}/cluster/{address}/80/Cluster/{backend}"));
+    bed.expect_complaint("may send connections between pods elsewhere");
+    let rules = Rules::install_services(bed, mode, family, &services)?;
+    if bed.has_podlane() {
+        wait_for("the service to be found", PATIENCE, || {
+            let said = podlane_tests::daemon::status_text(&bed.instance(1))?;
+            Ok(said.contains(&format!("(service {address} in chain")).then_some(()))
+        })?;
+        let routing = bed.status(1)?.routing;
+        let (concerned, other) = family.pick((&routing.ipv4, &routing.ipv6), (&routing.ipv6, &routing.ipv4));
+        ensure!(concerned == "netfilter" && other == "on", "{routing:?}");
+    }
+    for udp in [false, true] {
+        let server = answers(bed, "pod4", family, udp)?;
+        asked(bed, "pod1", service, udp, "pod4", bed.address("pod1", family)?)?;
+        server.finish(PATIENCE)?;
+    }
+    rules.remove(bed)?;
+    pods_are_fast(bed, family)
 }
 
 /// A connection that lasts.

@@ -37,9 +37,9 @@ impl Names {
         self.0.iter().any(|name| name == "nat")
     }
 
-    /// Whether there are tables whose rules meet forwarded packets.
-    pub fn may_filter(&self) -> bool {
-        self.0.iter().any(|name| name != "nat")
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -177,6 +177,7 @@ fn read_rule(words: &[String]) -> Vec<Part> {
             "--comment" => {
                 argument(&mut words);
             }
+            "--dst-type" if !negated && words.peek() == Some(&"LOCAL") => parts.push(Part::If(Condition::ForNode)),
             "--ctstate" | "--state" if !negated && words.peek() == Some(&"INVALID") => {
                 parts.push(Part::If(Condition::Invalid));
             }

@@ -166,7 +166,7 @@ struct Legacy {
 impl Legacy {
     fn read(family: Family) -> Legacy {
         let names = legacy::Names::read(family);
-        let tables = if names.may_filter() { legacy::read(family) } else { Ok(Vec::new()) };
+        let tables = if names.is_empty() { Ok(Vec::new()) } else { legacy::read(family) };
         Legacy { names, tables }
     }
 }

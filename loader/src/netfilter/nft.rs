@@ -24,6 +24,7 @@ const MAX_RULES: usize = 65_536;
 const SUBSYSTEM: u16 = 10 << 8;
 const GET_CHAIN: u16 = 4;
 const GET_RULE: u16 = 7;
+const GET_ELEMENTS: u16 = 13;
 const GET_GENERATION: u16 = 16;
 /// `nfgenmsg` in front of the attributes.
 const HEADER: usize = 4;
@@ -75,17 +76,24 @@ pub fn read(requests: &mut RequestSocket) -> Result<Read, NetlinkError> {
 fn read_once(requests: &mut RequestSocket) -> Result<Read, NetlinkError> {
     let mut read = Read { generation: generation(requests)?, ..Read::default() };
     let mut tables: BTreeMap<(Family, String), Table> = BTreeMap::new();
-    let mut wanted = Vec::new();
+    let (mut wanted, mut kube_proxies) = (Vec::new(), BTreeMap::new());
     read.is_torn |= !dump(requests, GET_CHAIN, 0, &[], "list nftables' chains", |family, payload| {
         let Some(family) = family_of(family) else { return };
         let Some((table, chain, base)) = read_chain(family, payload) else { return };
         if base.is_nat {
             read.translating.push(format!("table {} {table} chain {chain}", family.word()));
         }
-        if rules::is_bypassed(family, &base) && !rules::is_known_table(family, &table) {
+        if rules::is_known_table(family, &table) {
+            kube_proxies.insert(family, table);
+        } else if rules::is_bypassed(family, &base) {
             wanted.push((family, table, chain, Some(base)));
         }
     })?;
+    for (family, table) in kube_proxies {
+        let (addresses, complete) = read_addresses(requests, family, &table, rules::KUBE_SERVICES)?;
+        read.is_torn |= !complete;
+        tables.insert((family, table), rules::services(family, &addresses));
+    }
     let mut count = 0;
     while let Some((family, table, chain, base)) = wanted.pop() {
         let key = (family, table.clone());
@@ -104,6 +112,7 @@ fn read_once(requests: &mut RequestSocket) -> Result<Read, NetlinkError> {
         for part in rules.iter().flatten() {
             if let Part::Do(Effect::Jump(to) | Effect::Goto(to)) = part
                 && !rules::is_known_chain(&table, to)
+                && !rules::is_service_chain(&table, to)
             {
                 wanted.push((family, table.clone(), to.clone(), None));
             }
@@ -261,12 +270,41 @@ fn read_rules(
     Ok((rules, complete))
 }
 
+/// The addresses in a set, none if there is no such set, and whether it did not change meanwhile.
+fn read_addresses(
+    requests: &mut RequestSocket,
+    family: Family,
+    table: &str,
+    set: &str,
+) -> Result<(Vec<IpAddr>, bool), NetlinkError> {
+    let named = |kind, name: &str| attribute(kind, &[name.as_bytes(), b"\0"].concat());
+    let wanted = [named(1, table), named(2, set)].concat();
+    let mut addresses = Vec::new();
+    let number = number_of(family);
+    // NFTA_SET_ELEM_LIST_ELEMENTS, a list of elements of which each has its NFTA_SET_ELEM_KEY.
+    let complete = dump(requests, GET_ELEMENTS, number, &wanted, "list a set of nftables", |_, payload| {
+        for (_, elements) in attributes(payload).filter(|(kind, _)| *kind == 3) {
+            let keys = nested(&elements).filter_map(|(_, element)| value_in(&element, 1));
+            addresses.extend(keys.filter_map(|key| address(&key)).take(MAX_RULES.saturating_sub(addresses.len())));
+        }
+    })?;
+    Ok((addresses, complete))
+}
+
+/// An address from its bytes.
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let four = || <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    four().or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
 /// What a register holds.
 #[derive(Clone)]
 enum Loaded {
     InName,
     OutName,
     State,
+    /// What kind of address the destination is to this node.
+    DestinationType,
     /// `NFPROTO_*` of a packet in a table of both families.
     Protocol,
     /// That many bytes of an address.
@@ -352,8 +390,9 @@ impl RuleReader {
             "reject" => self.harms("reject"),
             "queue" => self.harms("queue"),
             "tproxy" | "synproxy" | "fwd" | "dup" | "nat" | "masq" | "redir" => self.harms(name),
+            "fib" => self.fib(data),
             // They load something, count, note, or have the packet go on as it is.
-            "byteorder" | "exthdr" | "fib" | "hash" | "numgen" | "osf" | "rt" | "socket" | "tunnel" | "xfrm" => {
+            "byteorder" | "exthdr" | "hash" | "numgen" | "osf" | "rt" | "socket" | "tunnel" | "xfrm" => {
                 for register in [1, 2].into_iter().filter_map(|kind| number(data, kind)) {
                     self.registers.insert(register, Loaded::Unknown);
                 }
@@ -382,6 +421,13 @@ impl RuleReader {
             -5 => self.does(Effect::Return),
             _ => self.harms("verdict"),
         }
+    }
+
+    /// `NFTA_FIB_*`, of which `NFT_FIB_RESULT_ADDRTYPE` of `NFTA_FIB_F_DADDR` alone is known.
+    fn fib(&mut self, data: &[u8]) {
+        let is_destination = number(data, 2) == Some(3) && number(data, 3) == Some(2);
+        let loaded = if is_destination { Loaded::DestinationType } else { Loaded::Unknown };
+        self.registers.insert(number(data, 1).unwrap_or(0), loaded);
     }
 
     /// `NFTA_META_*`, `NFT_META_*`.
@@ -474,7 +520,9 @@ impl RuleReader {
                 Some(network) => Condition::End { network, negated },
                 None => Condition::Other,
             },
-            Loaded::State | Loaded::Protocol | Loaded::Unknown => Condition::Other,
+            // RTN_LOCAL, in the machine's order.
+            Loaded::DestinationType if !negated && value == 2u32.to_ne_bytes() => Condition::ForNode,
+            Loaded::State | Loaded::DestinationType | Loaded::Protocol | Loaded::Unknown => Condition::Other,
         };
         self.only_if(condition);
     }
@@ -494,6 +542,7 @@ impl RuleReader {
         match name.as_str() {
             "comment" => {}
             "conntrack" if is_only_invalid(&info) => self.only_if(Condition::Invalid),
+            "addrtype" if number(data, 2) == Some(1) && is_for_node(&info) => self.only_if(Condition::ForNode),
             _ => self.only_if(Condition::Other),
         }
     }
@@ -537,6 +586,13 @@ fn is_only_invalid(info: &[u8]) -> bool {
     const FLAGS: usize = 8 * 16 + 2 * 4 + 5 * 2;
     let short = |at: usize| info.get(at..).and_then(<[u8]>::first_chunk).map(|short| u16::from_ne_bytes(*short));
     short(FLAGS) == Some(1) && short(FLAGS + 2) == Some(0) && short(FLAGS + 4) == Some(1)
+}
+
+/// Whether `xt_addrtype_info_v1` (`linux/netfilter/xt_addrtype.h`: kinds of source and destination, flags) asks for nothing but
+/// a destination of kind `XT_ADDRTYPE_LOCAL`, not inverted.
+fn is_for_node(info: &[u8]) -> bool {
+    let kinds = [0u16.to_ne_bytes(), 4u16.to_ne_bytes()].concat();
+    info.get(..8) == Some(&[kinds.as_slice(), &[0; 4]].concat())
 }
 
 /// A name that is compared as a whole has its zero byte; one without is a beginning.

@@ -6,6 +6,7 @@
 //! goes out through Podlane's ports.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -125,6 +126,8 @@ pub enum Condition {
     },
     /// Conntrack calls it invalid. What Podlane takes would be valid, had conntrack seen all of its connection.
     Invalid,
+    /// It is for an address of the node itself. Podlane takes no such packet.
+    ForNode,
     /// Anything else.
     Other,
 }
@@ -235,31 +238,70 @@ const KUBE_CHAINS: [&str; 12] = [
     "KUBE-SERVICES",
     "KUBE-SOURCE-RANGES-FIREWALL",
 ];
-/// The table of kube-proxy's nftables mode, which is the same.
+/// Chains of the table `nat` that mark packets, or are about the node's own ports: of kube-proxy and of the CNI plugin `portmap`.
+const NAT_CHAINS: [&str; 7] = [
+    "CNI-HOSTPORT-DNAT",
+    "KUBE-KUBELET-CANARY",
+    "KUBE-MARK-DROP",
+    "KUBE-MARK-MASQ",
+    "KUBE-NODE-PORT",
+    "KUBE-NODEPORTS",
+    "KUBE-PROXY-CANARY",
+];
+/// How the names of kube-proxy's chains for single services begin, of which there may be many thousands.
+const SERVICE_CHAINS: [&str; 5] = ["KUBE-EXT-", "KUBE-FW-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-XLB-"];
+/// The table of kube-proxy's nftables mode. What it does to service addresses only follows from its set of them.
 const KUBE_TABLE: &str = "kube-proxy";
+/// That set.
+pub const KUBE_SERVICES: &str = "cluster-ips";
 
 /// Whether a jump to this chain is known to do nothing to what Podlane takes.
 pub fn is_known_chain(table: &str, chain: &str) -> bool {
-    matches!(table, "filter" | "mangle" | "raw") && KUBE_CHAINS.contains(&chain)
+    match table {
+        "filter" | "mangle" | "raw" => KUBE_CHAINS.contains(&chain),
+        "nat" => NAT_CHAINS.contains(&chain),
+        _ => false,
+    }
 }
 
-/// Whether a table is known to do nothing to what Podlane takes.
+/// Whether a jump to this chain sends a packet to one of a service's pods instead.
+pub fn is_service_chain(table: &str, chain: &str) -> bool {
+    table == "nat" && SERVICE_CHAINS.iter().any(|beginning| chain.starts_with(beginning))
+}
+
+/// Whether a table is kube-proxy's.
 pub fn is_known_table(family: Family, name: &str) -> bool {
     matches!(family, Family::Ip | Family::Ip6) && name == KUBE_TABLE
 }
 
-/// Whether packets that Podlane forwards would meet a base chain. What translates addresses is judged elsewhere.
+/// Whether packets that Podlane forwards would meet a base chain. Of those that translate, only the ones that change where a
+/// connection goes matter: with another source it comes to the same pod.
 pub fn is_bypassed(family: Family, base: &Base) -> bool {
     let on_the_way = matches!(base.hook, Hook::Prerouting | Hook::Forward | Hook::Postrouting);
     let by_device = matches!(base.hook, Hook::Ingress | Hook::Egress);
     let of_bridge = family == Family::Bridge && matches!(base.hook, Hook::Input | Hook::Output);
-    !base.is_nat && (on_the_way || by_device || of_bridge)
+    match base.is_nat {
+        true => base.hook == Hook::Prerouting,
+        false => on_the_way || by_device || of_bridge,
+    }
+}
+
+/// What stands for kube-proxy's table in its nftables mode: a rule for each service address.
+pub fn services(family: Family, addresses: &[IpAddr]) -> Table {
+    let base = Base { hook: Hook::Prerouting, is_nat: true, drops: false, devices: Vec::new() };
+    let service = |address: &IpAddr| {
+        let end = Condition::End { network: IpNet::from(*address), negated: false };
+        vec![Part::If(end), Part::Do(Effect::Harm(format!("service {address}")))]
+    };
+    let chain = Chain { base: Some(base), rules: addresses.iter().map(service).collect() };
+    let chains = BTreeMap::from([(KUBE_SERVICES.to_owned(), chain)]);
+    Table { family, name: KUBE_TABLE.to_owned(), is_legacy: false, chains }
 }
 
 /// Finds what may happen to packets that Podlane takes.
 pub fn judge(tables: &[Table], taken: &Taken<'_>) -> Concerned {
     let mut concerned = Concerned::default();
-    for table in tables.iter().filter(|table| !is_known_table(table.family, &table.name)) {
+    for table in tables {
         for (name, chain) in &table.chains {
             let Some(base) = chain.base.as_ref().filter(|base| is_bypassed(table.family, base)) else { continue };
             judge_base(table, name, base, taken, &mut concerned);
@@ -286,8 +328,12 @@ fn judge_base(table: &Table, name: &str, base: &Base, taken: &Taken<'_>, concern
     }
     for (port, what) in walk.found {
         let place = if table.is_legacy { "iptables-legacy table" } else { "table" };
+        let may = match base.is_nat {
+            true => "send connections between pods elsewhere",
+            false => "drop, hold or change pods' packets",
+        };
         let sentence = format!(
-            "{place} {} {} chain {name} (hook {}) has rules that may drop, hold or change pods' packets ({what})",
+            "{place} {} {} chain {name} (hook {}) has rules that may {may} ({what})",
             table.family.word(),
             table.name,
             base.hook.word()
@@ -435,6 +481,9 @@ impl Walk<'_> {
                 Effect::Harm(what) => self.find(port.as_deref(), format!("{what} in chain {chain}")),
                 Effect::Jump(to) if is_known_chain(&self.table.name, to) => {}
                 Effect::Goto(to) if is_known_chain(&self.table.name, to) => return certainly(Next::Back),
+                Effect::Jump(to) | Effect::Goto(to) if is_service_chain(&self.table.name, to) => {
+                    self.find(port.as_deref(), format!("service {} in chain {chain}", address_of(rule)));
+                }
                 Effect::Jump(to) => {
                     if !self.chain(to, port.as_deref(), depth + 1) {
                         return certainly(Next::Never);
@@ -460,11 +509,20 @@ impl Walk<'_> {
                 self.taken.may_use(family, interface)
             }
             Condition::End { network, negated } => return self.taken.has_end(family, network, *negated),
-            Condition::Invalid => false,
+            Condition::Invalid | Condition::ForNode => false,
             Condition::Other => true,
         };
         if possible { Holds::Maybe } else { Holds::Never }
     }
+}
+
+/// The address that a rule for a service is about.
+fn address_of(rule: &[Part]) -> String {
+    let end = |part: &Part| match part {
+        Part::If(Condition::End { network, negated: false }) => Some(network.addr().to_string()),
+        _ => None,
+    };
+    rule.iter().rev().find_map(end).unwrap_or_else(|| "of any address".to_owned())
 }
 
 enum Holds {

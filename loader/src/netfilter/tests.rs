@@ -102,6 +102,70 @@ fn rules_about_single_pods_concern_their_ports_only() {
     assert_eq!(concerned.ports.keys().collect::<Vec<_>>(), ["veth1"]);
 }
 
+/// What is found in the table `nat` of a node with these rules.
+fn translating(rules: &[&str]) -> Vec<String> {
+    let text = format!("*nat\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n{}\nCOMMIT\n", rules.join("\n"));
+    let cluster = cluster();
+    judge(&legacy::parse(Family::Ip, &text), &taken(&cluster)).sentences
+}
+
+#[test]
+fn translations_of_other_addresses_than_pods_are_harmless() {
+    let kube = [
+        ":CNI-DN-1 - [0:0]",
+        ":CNI-HOSTPORT-DNAT - [0:0]",
+        ":DOCKER - [0:0]",
+        ":KUBE-MARK-MASQ - [0:0]",
+        ":KUBE-NODEPORTS - [0:0]",
+        ":KUBE-SERVICES - [0:0]",
+        ":KUBE-SVC-1 - [0:0]",
+        "-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES",
+        "-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
+        "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",
+        "-A PREROUTING -i docker0 -p tcp -j REDIRECT --to-ports 8080",
+        "-A POSTROUTING -s 10.244.1.0/24 ! -d 224.0.0.0/4 -j MASQUERADE",
+        "-A CNI-HOSTPORT-DNAT -p tcp -m multiport --dports 8080 -j CNI-DN-1",
+        "-A CNI-DN-1 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.244.1.5:80",
+        "-A DOCKER ! -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80",
+        "-A KUBE-SERVICES -d 10.96.0.9/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-1",
+        "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS",
+        "-A KUBE-NODEPORTS -p tcp -m tcp --dport 30080 -j KUBE-SVC-1",
+        "-A KUBE-SVC-1 -j DNAT --to-destination 10.244.1.5:80",
+    ];
+    assert_eq!(translating(&kube), [""; 0]);
+}
+
+#[test]
+fn translations_of_pods_addresses_are_found() {
+    for (rules, what) in [
+        (vec!["-A PREROUTING -d 10.244.1.2/32 -j DNAT --to-destination 10.244.1.3"], "target DNAT in chain PREROUTING"),
+        (vec!["-A PREROUTING -p udp -m udp --dport 53 -j REDIRECT --to-ports 5353"], "target REDIRECT"),
+        (
+            vec![
+                ":KUBE-SERVICES - [0:0]",
+                "-A PREROUTING -j KUBE-SERVICES",
+                "-A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-SVC-1",
+                "-A KUBE-SERVICES -d 10.244.9.1/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-2",
+            ],
+            "service 10.244.9.1 in chain KUBE-SERVICES",
+        ),
+        (
+            vec![
+                ":OURS - [0:0]",
+                "-A PREROUTING -m addrtype ! --dst-type LOCAL -j OURS",
+                "-A OURS -p tcp -j DNAT --to-destination 10.244.1.3",
+            ],
+            "target DNAT in chain OURS",
+        ),
+    ] {
+        let told = translating(&rules);
+        assert!(told.len() == 1 && told[0].contains(what), "{rules:?}: {told:?}");
+        let beginning = "iptables-legacy table ip nat chain PREROUTING (hook prerouting) has rules that may send connections \
+                         between pods elsewhere";
+        assert!(told[0].starts_with(beginning), "{told:?}");
+    }
+}
+
 #[test]
 fn effects_follow_from_rules() {
     let cluster = cluster();

@@ -202,7 +202,7 @@ impl Follower {
     fn is_other(&mut self, known: &Rules) -> bool {
         let names_changed = self.legacy.iter().any(|(family, legacy)| legacy::Names::read(*family) != legacy.names);
         let is_due =
-            self.legacy_read.elapsed() >= LEGACY && self.legacy.values().any(|legacy| legacy.names.may_filter());
+            self.legacy_read.elapsed() >= LEGACY && self.legacy.values().any(|legacy| !legacy.names.is_empty());
         if names_changed || is_due {
             self.read_legacy();
             return true;

@@ -219,6 +219,11 @@ fn nft(rules: &str) {
 /// What is found in rules, as nftables writes them, by a node of three ports.
 fn found(rules: &str) -> Vec<String> {
     nft(&format!("flush ruleset\n{rules}"));
+    found_now()
+}
+
+/// What is found in the rules that are there.
+fn found_now() -> Vec<String> {
     let watch = Watch::start().unwrap();
     let cluster: Vec<IpNet> = ["10.244.0.0/16", "fd00::/16"].map(|network| network.parse().unwrap()).into();
     let taken =
@@ -278,6 +283,44 @@ fn rules_of_nftables_are_read_and_judged() {
         let known = "table ip kube-proxy { chain c { type filter hook forward priority 0; policy accept; \
                      ip daddr 10.244.0.9 reject; } }";
         assert_eq!(found(known), [""; 0]);
+        let kube_proxy = |family: &str, kind: &str, elements: &str| {
+            format!(
+                "table {family} kube-proxy {{ set cluster-ips {{ type {kind}_addr; elements = {{ {elements} }}; }}; \
+                 chain c {{ type nat hook prerouting priority -100; }} }}"
+            )
+        };
+        assert_eq!(found(&kube_proxy("ip", "ipv4", "10.96.0.1, 10.96.0.10")), [""; 0]);
+        for (family, kind, elements, service) in [
+            ("ip", "ipv4", "10.96.0.1, 10.244.9.1, 10.96.0.10", "10.244.9.1"),
+            ("ip6", "ipv6", "2001:db8::1, fd00:0:9::1", "fd00:0:9::1"),
+        ] {
+            let expected = format!(
+                "table {family} kube-proxy chain cluster-ips (hook prerouting) has rules that may send connections between \
+                 pods elsewhere (service {service} in chain cluster-ips)"
+            );
+            assert_eq!(found(&kube_proxy(family, kind, elements)), [expected]);
+        }
+        let redirects = |family: &str, rules: &str| {
+            format!(
+                "table {family} t {{ chain d {{ {rules}; }} \
+                     chain c {{ type nat hook prerouting priority -100; fib daddr type local jump d; {rules}; }} }}"
+            )
+        };
+        for harmless in
+            ["ip daddr 10.96.0.1 dnat to 10.244.1.2", "fib daddr type local meta l4proto tcp redirect to :80", "accept"]
+        {
+            assert_eq!(found(&redirects("ip", harmless)), [""; 0], "{harmless}");
+        }
+        for (harmful, what) in [
+            ("ip daddr 10.244.9.1 dnat to 10.244.1.2", "nat in chain c"),
+            ("fib daddr type != local meta l4proto tcp redirect to :80", "redir in chain c"),
+            ("fib saddr type local meta l4proto tcp redirect to :80", "redir in chain c"),
+            ("ip daddr . tcp dport vmap { 10.244.9.1 . 80 : accept }", "verdict map in chain c"),
+        ] {
+            let sentences = found(&redirects("ip", harmful));
+            assert!(sentences.len() == 1 && sentences[0].contains(what), "{harmful}: {sentences:?}");
+            assert!(sentences[0].contains("may send connections between pods elsewhere"), "{sentences:?}");
+        }
         let ingress = |device: &str| {
             format!("table netdev t {{ chain c {{ type filter hook ingress device {device} priority 0; drop; }} }}")
         };
@@ -328,11 +371,44 @@ fn the_old_iptables_is_read() {
         assert_eq!((concerned.routed, concerned.bridged), ([true, false], false));
         assert!(concerned.sentences[0].contains("REJECT in chain FORWARD"), "{concerned:?}");
         net::run("iptables-legacy", "-t nat -A POSTROUTING -j MASQUERADE");
+        net::run("iptables-legacy", "-t nat -A PREROUTING -d 10.244.9.1 -j DNAT --to-destination 10.244.1.2");
         let start = Instant::now();
         while !watch.rules().translates() {
             assert!(start.elapsed() < Duration::from_secs(5));
             std::thread::sleep(Duration::from_millis(10));
         }
+        let sentences = judge(&watch.rules().tables, &taken).sentences;
+        assert!(sentences.iter().any(|sentence| sentence.contains("DNAT in chain PREROUTING")), "{sentences:?}");
+    });
+}
+
+/// iptables that is made of nftables writes some of its matches in a form of its own.
+#[test]
+fn rules_of_iptables_over_nftables_are_read() {
+    net::test("rules_of_iptables_over_nftables_are_read", || {
+        if Command::new("iptables-nft").arg("--version").output().is_err() {
+            return net::skipped("rules_of_iptables_over_nftables_are_read", "there is no iptables-nft");
+        }
+        let nat = |rule: &str| net::run("iptables-nft", &format!("-t nat {rule}"));
+        nat("-N DOCKER");
+        nat("-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER");
+        nat("-A DOCKER -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80");
+        nat("-N KUBE-SERVICES");
+        nat("-N KUBE-SVC-1");
+        nat("-A PREROUTING -m comment --comment portals -j KUBE-SERVICES");
+        nat("-A KUBE-SERVICES -d 10.96.0.1 -p tcp --dport 80 -j KUBE-SVC-1");
+        nat("-A KUBE-SVC-1 -p tcp -j DNAT --to-destination 10.244.1.2:80");
+        assert_eq!(found_now(), [""; 0]);
+        nat("-A KUBE-SERVICES -d 10.244.9.1 -p tcp --dport 80 -j KUBE-SVC-1");
+        let sentences = found_now();
+        assert!(
+            sentences.len() == 1 && sentences[0].contains("service 10.244.9.1 in chain KUBE-SERVICES"),
+            "{sentences:?}"
+        );
+        nat("-F KUBE-SERVICES");
+        nat("-A PREROUTING -m addrtype ! --dst-type LOCAL -j DOCKER");
+        let sentences = found_now();
+        assert!(sentences.len() == 1 && sentences[0].contains("target DNAT in chain DOCKER"), "{sentences:?}");
     });
 }
 
