@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use netlink_sys::protocols::NETLINK_ROUTE;
 use podlane_dataplane::table::{PortKind, Tables};
 use podlane_dataplane::worker::{FrameCount, PortCounters};
 use podlane_dataplane::{PortId, limits};
 use serde_json::json;
 
-use crate::bpf::{Steering, TcKind, XdpMode};
+use crate::bpf::{Beside, Steering, TcKind, XdpMode};
 use crate::carry::PortSums;
 use crate::control::{Request, Response};
 use crate::daemon::Daemon;
 use crate::engine::{self, Engine};
+use crate::mirror::RequestSocket;
 use crate::mirror::world::PortState;
 use crate::names::AmbiguousName;
 use crate::ports::{OpenPort, path_name};
@@ -82,6 +84,7 @@ pub fn status(daemon: &Daemon, audit: bool) -> Status {
     notes.extend(daemon.notes.iter().cloned());
     notes.extend(daemon.guards.note().map(str::to_owned));
     notes.extend(learn_note(daemon.learn_refused));
+    notes.extend(audit.then(|| beside_note(daemon)).flatten());
     let audited = engine.filter(|_| audit);
     let frames = audited.map(count_frames).unwrap_or_default();
     let mut status = Status {
@@ -143,6 +146,28 @@ fn learn_note(refused: u64) -> Option<String> {
              that is static or known to be another pod's: it was forwarded, and nothing was learned."
         )
     })
+}
+
+/// That others have something at tc of ports that packets which Podlane takes do not come to.
+fn beside_note(daemon: &Daemon) -> Option<String> {
+    /// Ports that are named.
+    const MOST: usize = 8;
+    // All that is lost for want of an answer is a sentence.
+    let mut requests = RequestSocket::open(NETLINK_ROUTE).ok()?;
+    let mut found = Vec::new();
+    for port in daemon.ports.open().filter(|port| port.link.kind != PortKind::Host) {
+        let is_uplink = port.link.kind == PortKind::Uplink;
+        let beside = Beside { ifindex: port.link.ifindex, path: port.path, is_uplink };
+        let passed_by = beside.passed_by(&daemon.steering, &mut requests);
+        if !passed_by.is_empty() {
+            found.push(format!("{} ({})", port.link.name, passed_by.join(", ")));
+        }
+    }
+    let more = found.len().saturating_sub(MOST);
+    found.truncate(MOST);
+    let more = if more > 0 { format!(" and {more} more ports") } else { String::new() };
+    (!found.is_empty())
+        .then(|| format!("What Podlane takes does not come to what others have at tc: {}{more}.", found.join("; ")))
 }
 
 fn bridge_state(daemon: &Daemon, tables: &Tables) -> String {

@@ -35,6 +35,7 @@ pub fn cases() -> Vec<Case> {
         podlane_once("mtu_changes", mtu_changes),
         Case { paths: unmixed, ..podlane_once("foreign_program", foreign_program) },
         podlane_once("bandwidth_limit", bandwidth_limit),
+        podlane_once("filter_at_tc", filter_at_tc),
         podlane_once("namespace_vanishes", namespace_vanishes),
         podlane_once("index_at_once_given_out_again", index_at_once_given_out_again),
         podlane_once("moved_away_and_back", moved_away_and_back),
@@ -127,6 +128,17 @@ fn bandwidth_limit(bed: &mut Bed) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// What others have at tc is not waited for, and the status names it.
+fn filter_at_tc(bed: &mut Bed) -> Result<()> {
+    // Before Linux 6.6 the kernel path has a clsact of its own there.
+    bed.sh("node1", "tc qdisc add dev veth-pod2 clsact 2>/dev/null || true")?;
+    bed.sh("node1", "tc filter add dev veth-pod2 egress protocol all prio 7 u32 match u32 0 0 classid 1:1")?;
+    says(bed, "others have at tc: veth-pod2 (u32 filter at egress)", true)?;
+    works(bed, "pod2")?;
+    bed.sh("node1", "tc filter del dev veth-pod2 egress prio 7")?;
+    says(bed, "others have at tc", false)
 }
 
 fn uplink_goes_and_comes(bed: &mut Bed) -> Result<()> {

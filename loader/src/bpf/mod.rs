@@ -6,6 +6,7 @@
 //! are in `bpf/`.
 
 mod attach;
+mod beside;
 mod capture;
 mod error;
 pub(crate) mod filter;
@@ -27,6 +28,7 @@ use podlane_dataplane::table::{Guard, Path, Tables};
 use podlane_dataplane::{PortId, limits};
 
 pub use attach::XdpMode;
+pub use beside::Beside;
 pub use capture::{Place, ProgramRecord, RECORD_BYTES, Records};
 pub use error::{AttachError, BpfError};
 pub use layout::{HEARTBEAT_BYTES, HEARTBEAT_STRIDE, PortCounters};

@@ -28,9 +28,9 @@ pub enum TcKind {
 }
 
 /// The filter's place among others; low, so that it comes behind programs of those who chose one on purpose.
-const PRIORITY: u32 = 49_000;
+pub(super) const PRIORITY: u32 = 49_000;
 /// The filter's handle within its priority.
-const HANDLE: u32 = 1;
+pub(super) const HANDLE: u32 = 1;
 
 /// An attached tc program.
 #[derive(Debug)]

@@ -166,6 +166,28 @@ pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<LinkState> {
     Ok(LinkState { kind, ifindex, program: info.prog_id })
 }
 
+/// The numbers of the tcx programs at one side of interface `ifindex`, in the order in which they run.
+///
+/// # Errors
+/// The kernel's; `EINVAL` of one without tcx.
+pub(super) fn tcx_programs(ifindex: u32, is_egress: bool) -> io::Result<Vec<u32>> {
+    /// `BPF_MPROG_MAX` (`kernel/bpf/mprog.c`).
+    const MOST: usize = 64;
+    let mut ids = [0; MOST];
+    let mut options = libbpf_sys::bpf_prog_query_opts {
+        sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as _,
+        prog_ids: ids.as_mut_ptr(),
+        ..Default::default()
+    };
+    options.__bindgen_anon_1.count = MOST as u32;
+    let side = if is_egress { libbpf_sys::BPF_TCX_EGRESS } else { libbpf_sys::BPF_TCX_INGRESS };
+    // SAFETY: `options` is a valid structure of the size that it names, and `ids` has room for as many as it says.
+    succeeded(unsafe { libbpf_sys::bpf_prog_query_opts(signed(ifindex)?, side, &mut options) })?;
+    // SAFETY: both members are the same number.
+    let count = unsafe { options.__bindgen_anon_1.count } as usize;
+    Ok(ids.into_iter().take(count).collect())
+}
+
 /// Pins a map or a link at `path`, which must not exist yet and must lie on bpffs.
 ///
 /// # Errors

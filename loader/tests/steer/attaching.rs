@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use podlane::bpf::{AttachError, Steering, XdpMode};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use podlane::bpf::{AttachError, Beside, Steering, TcKind, XdpMode};
+use podlane::mirror::RequestSocket;
+use podlane_dataplane::table::Path;
 
 use crate::net::{self, Namespace, ifindex, ip};
 
@@ -169,5 +172,42 @@ fn a_removed_interface_is_no_error_to_detach() {
         let error = steering.attach(h, "host", XdpMode::Native).unwrap_err();
         assert_eq!(error.to_string(), "host is gone");
         assert!(steering.attach(u32::MAX, "host", XdpMode::Native).is_err());
+    });
+}
+
+#[test]
+fn what_others_have_at_tc_is_found() {
+    net::test("what_others_have_at_tc_is_found", || {
+        veth();
+        let index = ifindex("host");
+        let (mut first, mut second) = (Steering::load().unwrap(), Steering::load().unwrap());
+        if first.tc_kind() != TcKind::Tcx {
+            return net::skipped("what_others_have_at_tc_is_found", "this kernel has no tcx");
+        }
+        let mut requests = RequestSocket::open(NETLINK_ROUTE).unwrap();
+        let mut passed_by = |steering: &Steering, path, is_uplink| {
+            Beside { ifindex: index, path, is_uplink }.passed_by(steering, &mut requests)
+        };
+        first.attach_repeat(index, "host").unwrap();
+        assert_eq!(passed_by(&first, Path::Kernel, false), [""; 0], "nobody else is there");
+        second.attach_repeat(index, "host").unwrap();
+        assert_eq!(passed_by(&second, Path::Kernel, false), [""; 0], "who was there before sees everything");
+        let later = passed_by(&first, Path::Kernel, false);
+        assert!(later.len() == 1 && later[0].starts_with("program ") && later[0].ends_with(" at ingress"), "{later:?}");
+        assert_eq!(passed_by(&second, Path::AfXdp, false).len(), 1, "nobody sees what XDP takes");
+        drop(second);
+        net::run("tc", "qdisc add dev host clsact");
+        assert_eq!(passed_by(&first, Path::AfXdp, false), [""; 0], "a queueing discipline alone does nothing");
+        net::run("tc", "filter add dev host ingress protocol all u32 match u32 0 0 classid 1:1");
+        net::run("tc", "filter add dev host egress protocol all u32 match u32 0 0 classid 1:1");
+        let both = ["u32 filter at ingress", "u32 filter at egress"];
+        for (path, is_uplink, expected) in [
+            (Path::Kernel, false, &both[..]),
+            (Path::Kernel, true, &both[..1]),
+            (Path::AfXdp, false, &both[..]),
+            (Path::AfXdp, true, &both[..]),
+        ] {
+            assert_eq!(passed_by(&first, path, is_uplink), expected, "{path:?}, uplink {is_uplink}");
+        }
     });
 }
