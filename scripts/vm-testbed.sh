@@ -259,8 +259,9 @@ make_root() {
     cp -r "$CACHE/kernel-$KERNEL/lib/modules" "$ROOT/usr/lib/"
     cp -r tests/vm/. "$ROOT/podlane/"
     # As if the repository were here, for what is run from its top.
-    mkdir -p "$ROOT$PWD/benches"
+    mkdir -p "$ROOT$PWD"/{benches,tests}
     cp -r scripts "$ROOT$PWD/"
+    cp tests/kube-proxy.sh "$ROOT$PWD/tests/"
     cp -r benches/pktgen "$ROOT$PWD/benches/"
     printf '%s\n' "$PWD" >"$ROOT/podlane/repository"
 }

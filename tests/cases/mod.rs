@@ -163,10 +163,7 @@ pub fn groups() -> Vec<Group> {
             paths: PODLANE,
             ..group(Shape { name: "survival", ..PLAIN }, survival::cases())
         },
-        Group {
-            topologies: &[Topology::Direct],
-            ..group(Shape { name: "services", strict_conntrack: true, ..PLAIN }, services::cases())
-        },
+        group(Shape { name: "services", strict_conntrack: true, ..PLAIN }, services::cases()),
         Group {
             topologies: &[Topology::Direct],
             paths: PODLANE,

@@ -9,9 +9,11 @@ TINY='af_xdp::direct::plain::ping'
 SELECTION='direct::plain::ping direct::plain::udp_bulk direct::plain::tcp_bulk direct::plain::checksums
     direct::plain::learned_mac_moves direct::plain::route_comes_and_goes direct::plain::masquerade
     direct::plain::killed_daemon direct::plain::ended_daemon direct::plain::path_changes direct::plain::cni_connects
-    cloud::plain::ping direct::local_mtu::inside direct::local_mtu::to_another_node direct::survival::taken_over'
+    cloud::plain::ping direct::local_mtu::inside direct::local_mtu::to_another_node direct::survival::taken_over
+    direct::services::nftables direct::services::within_the_cluster_nftables direct::events::filter_at_tc'
 # What the guest has no programs for.
-declare -A NEEDS=([capture]=tshark [bad_input]=clang [promtool]=promtool [stock_chain]='the stock plugins' [dropin]='the stock plugins')
+declare -A NEEDS=([capture]=tshark [bad_input]=clang [promtool]=promtool [stock_chain]='the stock plugins' [dropin]='the stock plugins'
+    [iptables]=iptables-restore)
 
 filters=$TINY
 [[ $SYSTEM == no ]] || filters=${FILTERS:-$SELECTION}
@@ -25,7 +27,7 @@ if [[ $(printf '%s\n' 6.6 "$(uname -r)" | sort -V | head -n 1) != 6.6 ]]; then
     for group in {af_xdp,mixed}::{direct,cloud}; do skips+=(--skip "$group::local_mtu"); done
     printf 'not here: local_mtu on the af_xdp path, for want of Linux 6.6\n'
 fi
-modprobe br_netfilter 2>/dev/null || true
+for module in br_netfilter nf_conntrack; do modprobe $module 2>/dev/null || true; done
 times=$((4 * SLOW < 99 ? 4 * SLOW : 99))
 PODLANE_TEST_SLOW=$times PODLANE_TEST_ONLY=$filters PODLANE_TEST_TIMES=200 \
     /podlane/built/deps/system "${skips[@]}" 2>&1 | tee "$RESULTS/system.txt"
